@@ -1,0 +1,5 @@
+"""python -m passthru"""
+
+from .cli import script
+
+script()

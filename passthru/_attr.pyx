@@ -1,0 +1,230 @@
+"""GETATTR, SETATTR, STATX, STATFS, ACCESS, READLINK."""
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from passthru._abi cimport *
+from passthru._copy cimport later
+from passthru._entry cimport attr_fill, parent_of, stx_mask
+from passthru._identity cimport identity_restore, identity_take
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+from passthru._stats cimport T_POOL
+
+cdef enum:
+    BIG_CUT = 64 << 20  # freeing more than this may take a while
+
+
+cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
+    """statx(2) of what the request names, by its handle if it has one."""
+    cdef Handle *h
+    cdef Inode *i
+    cdef int fd, res
+    if has_fh:
+        h = <Handle *> slab_at(&server_of(r).handles, fh)
+        if h != NULL and h.kind != H_FREE:
+            return -errno if c_statx(h.fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    res = -errno if c_statx(fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
+    inode_unpin(i)
+    return res
+
+
+cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
+    cdef Config *c = &server_of(r).config
+    cdef fuse_attr_out *out = <fuse_attr_out *> r.out
+    out.attr_valid = c.attr_valid
+    out.attr_valid_nsec = c.attr_valid_nsec
+    out.dummy = 0
+    attr_fill(&out.attr, stx)
+    return sizeof(fuse_attr_out)
+
+
+cdef int op_getattr(Request *r) noexcept nogil:
+    cdef fuse_getattr_in *arg = <fuse_getattr_in *> r.op_in
+    cdef statx stx
+    cdef int res = stat_request(r, arg.fh, arg.getattr_flags & FUSE_GETATTR_FH, 0, stx_mask(), &stx)
+    return res if res < 0 else attr_reply(r, &stx)
+
+
+cdef int op_statx(Request *r) noexcept nogil:
+    cdef fuse_statx_in *arg = <fuse_statx_in *> r.op_in
+    cdef Config *c = &server_of(r).config
+    cdef fuse_statx_out *out = <fuse_statx_out *> r.out
+    cdef fuse_statx *s
+    cdef statx stx
+    cdef int res = stat_request(r, arg.fh, arg.getattr_flags & FUSE_GETATTR_FH,
+                                arg.sx_flags & (AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC),
+                                arg.sx_mask | stx_mask(), &stx)
+    if res < 0:
+        return res
+    memset(out, 0, sizeof(fuse_statx_out))
+    out.attr_valid = c.attr_valid
+    out.attr_valid_nsec = c.attr_valid_nsec
+    s = &out.stat
+    s.mask = stx.stx_mask & (STATX_BASIC_STATS | STATX_BTIME)
+    s.blksize = stx.stx_blksize
+    s.attributes = stx.stx_attributes
+    s.attributes_mask = stx.stx_attributes_mask
+    s.nlink = stx.stx_nlink
+    s.uid = stx.stx_uid
+    s.gid = stx.stx_gid
+    s.mode = stx.stx_mode
+    s.ino = stx.stx_ino
+    s.size = stx.stx_size
+    s.blocks = stx.stx_blocks
+    s.atime.tv_sec = stx.stx_atime.tv_sec
+    s.atime.tv_nsec = stx.stx_atime.tv_nsec
+    s.btime.tv_sec = stx.stx_btime.tv_sec
+    s.btime.tv_nsec = stx.stx_btime.tv_nsec
+    s.ctime.tv_sec = stx.stx_ctime.tv_sec
+    s.ctime.tv_nsec = stx.stx_ctime.tv_nsec
+    s.mtime.tv_sec = stx.stx_mtime.tv_sec
+    s.mtime.tv_nsec = stx.stx_mtime.tv_nsec
+    s.rdev_major = stx.stx_rdev_major
+    s.rdev_minor = stx.stx_rdev_minor
+    s.dev_major = stx.stx_dev_major
+    s.dev_minor = stx.stx_dev_minor
+    return sizeof(fuse_statx_out)
+
+
+# ---------------------------------------------------------------- SETATTR
+
+cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+    """truncate(2), as the caller where suid and sgid are to go by the source's own rules."""
+    cdef char path[32]
+    cdef bint as_caller = (arg.valid & FATTR_KILL_SUIDGID) != 0
+    cdef int res = identity_take(r) if as_caller else 0
+    if res < 0:
+        return res
+    if h != NULL and h.open_flags & O_ACCMODE != O_RDONLY:
+        res = ftruncate(h.fd, arg.size)
+    else:
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        res = truncate(path, arg.size)
+    res = -errno if res < 0 else 0
+    if as_caller:
+        identity_restore(r)
+    return res
+
+
+cdef int set_mode(int fd, uint32_t mode) noexcept nogil:
+    cdef char path[32]
+    cdef int res = sys_fchmodat2(fd, "", mode, AT_EMPTY_PATH)
+    if res == -ENOSYS:  # before 6.6
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        res = -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
+    return res
+
+
+cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+    cdef timespec ts[2]
+    cdef uint32_t valid = arg.valid
+    cdef int res
+    if valid & FATTR_MODE:
+        res = set_mode(fd, arg.mode & 0o7777)
+        if res < 0:
+            return res
+    if valid & (FATTR_UID | FATTR_GID):
+        if fchownat(fd, "", arg.uid if valid & FATTR_UID else <uint32_t> -1,
+                    arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
+            return -errno
+    if valid & FATTR_SIZE:
+        res = set_size(r, h, fd, arg)
+        if res < 0:
+            return res
+    if valid & (FATTR_ATIME | FATTR_MTIME):
+        ts[0].tv_sec = ts[1].tv_sec = 0
+        ts[0].tv_nsec = ts[1].tv_nsec = UTIME_OMIT
+        if valid & FATTR_ATIME_NOW:
+            ts[0].tv_nsec = UTIME_NOW
+        elif valid & FATTR_ATIME:
+            ts[0].tv_sec = <int64_t> arg.atime
+            ts[0].tv_nsec = arg.atimensec
+        if valid & FATTR_MTIME_NOW:
+            ts[1].tv_nsec = UTIME_NOW
+        elif valid & FATTR_MTIME:
+            ts[1].tv_sec = <int64_t> arg.mtime
+            ts[1].tv_nsec = arg.mtimensec
+        if utimensat(fd, "", ts, AT_EMPTY_PATH) < 0:
+            return -errno
+    return 0
+
+
+cdef int op_setattr(Request *r) noexcept nogil:
+    cdef fuse_setattr_in *arg = <fuse_setattr_in *> r.op_in
+    cdef Handle *h = NULL
+    cdef Inode *i
+    cdef statx stx
+    cdef int fd, res
+    if arg.valid & FATTR_FH:
+        h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    if arg.valid & FATTR_SIZE and r.ctx.stats.kind != T_POOL:
+        if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
+            inode_unpin(i)
+            return later(r, op_setattr)
+    res = apply(r, h, fd, arg)
+    if res == 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+        res = -errno
+    inode_unpin(i)
+    return res if res < 0 else attr_reply(r, &stx)
+
+
+# ------------------------------------------------ STATFS, ACCESS, READLINK
+
+cdef int op_statfs(Request *r) noexcept nogil:
+    cdef fuse_kstatfs *out = <fuse_kstatfs *> r.out
+    cdef statfs sf
+    cdef Inode *i
+    cdef int fd = parent_of(r, &i)
+    cdef int res
+    if fd < 0:
+        return fd
+    res = -errno if fstatfs(fd, &sf) < 0 else 0
+    inode_unpin(i)
+    if res < 0:
+        return res
+    memset(out, 0, sizeof(fuse_kstatfs))
+    out.blocks = sf.f_blocks
+    out.bfree = sf.f_bfree
+    out.bavail = sf.f_bavail
+    out.files = sf.f_files
+    out.ffree = sf.f_ffree
+    out.bsize = <uint32_t> sf.f_bsize
+    out.namelen = <uint32_t> sf.f_namelen
+    out.frsize = <uint32_t> sf.f_frsize
+    return sizeof(fuse_kstatfs)
+
+
+cdef int op_access(Request *r) noexcept nogil:
+    """access(2) by the source's rules. Not asked under default_permissions."""
+    cdef fuse_access_in *arg = <fuse_access_in *> r.op_in
+    cdef Inode *i
+    cdef int fd = parent_of(r, &i)
+    cdef int res
+    if fd < 0:
+        return fd
+    res = identity_take(r)
+    if res == 0:
+        res = sys_faccessat2(fd, "", arg.mask & 7, AT_EMPTY_PATH | AT_EACCESS)
+        identity_restore(r)
+    inode_unpin(i)
+    return res
+
+
+cdef int op_readlink(Request *r) noexcept nogil:
+    cdef Inode *i
+    cdef int fd = parent_of(r, &i)
+    cdef ssize_t n
+    if fd < 0:
+        return fd
+    n = readlinkat(fd, "", r.out, r.out_cap if r.out_cap < PATH_MAX else PATH_MAX)
+    n = -errno if n < 0 else n
+    inode_unpin(i)
+    return <int> n

@@ -1,0 +1,30 @@
+# Payload memory and the data path.
+from libc.stdint cimport uint32_t
+
+from passthru._request cimport Context, Handler, Request
+from passthru._uring cimport Uring
+
+cdef struct Payloads:          # the payload memory of one queue
+    char *base
+    size_t size                # of one payload, bytes
+    unsigned count
+    unsigned slot              # of the first in the ring's registered-buffer table
+
+cdef int payloads_map(Payloads *p, unsigned count, size_t size, unsigned slot) noexcept nogil
+cdef void payloads_unmap(Payloads *p) noexcept nogil
+
+cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
+cdef int later(Request *r, Handler blocking) noexcept nogil
+
+cdef int op_read(Request *r) noexcept nogil
+cdef int op_write(Request *r) noexcept nogil
+cdef int op_fsync(Request *r) noexcept nogil
+cdef int op_fsyncdir(Request *r) noexcept nogil
+cdef int op_fallocate(Request *r) noexcept nogil
+cdef int op_lseek(Request *r) noexcept nogil
+cdef int op_copy_file_range(Request *r) noexcept nogil
+cdef int op_syncfs(Request *r) noexcept nogil
+
+
+cdef inline char *payload_at(Payloads *p, unsigned n) noexcept nogil:
+    return p.base + n * p.size

@@ -1,0 +1,417 @@
+"""Payload memory, and READ, WRITE and what else moves or allocates file data.
+
+Per request: what the source has at hand is copied at once (preadv2/pwritev2 with
+RWF_NOWAIT, or plainly where the source is memory); what has to wait for a device goes
+to the queue's own ring as READ_FIXED/WRITE_FIXED, or to the pool where there is no ring.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from passthru._abi cimport *
+from passthru._identity cimport identity_restore, identity_take
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._pool cimport pool_submit
+from passthru._request cimport *
+from passthru._stats cimport T_POOL
+from passthru._uring cimport uring_buffer_set, uring_sqe
+
+cdef enum:
+    SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
+    SLOW_NS = 2000000           # a buffered write that took this long was throttled:
+    PATIENCE_NS = 50000000      # for so long, writes go to the ring
+
+
+# --------------------------------------------------------- payload memory
+
+cdef int payloads_map(Payloads *p, unsigned count, size_t size, unsigned slot) noexcept nogil:
+    """Address space for `count` payloads; memory comes with use. 0 or -ENOMEM."""
+    cdef void *m = mmap(NULL, count * size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if m == MAP_FAILED:
+        return -ENOMEM
+    madvise(m, count * size, MADV_DONTDUMP)
+    p.base = <char *> m
+    p.size = size
+    p.count = count
+    p.slot = slot
+    return 0
+
+
+cdef void payloads_unmap(Payloads *p) noexcept nogil:
+    if p.base != NULL:
+        munmap(p.base, p.count * p.size)
+        p.base = NULL
+
+
+cdef bint payload_fixed(Request *r) noexcept nogil:
+    """Is [buf, buf + len) in the request's registered buffer? Registers it at first use.
+
+    Registering pins the memory, so it happens for entries that do waiting I/O only, and
+    within the session's budget; past it plain READ and WRITE serve.
+    """
+    cdef Server *s = r.ctx.server
+    cdef size_t end
+    cdef size_t want
+    if r.payload == NULL or r.buf < r.payload:
+        return False
+    end = (r.buf - r.payload) + r.len
+    if end <= r.fixed_len:
+        return True
+    if end > r.payload_len or s.config.fixed_budget == 0:
+        return False
+    want = SMALL_FIXED if end <= SMALL_FIXED else r.payload_len
+    if want > r.payload_len:
+        want = r.payload_len
+    if <uint64_t> atomic_add32(&s.fixed_bytes, <uint32_t> ((want - r.fixed_len) >> 10)) * 1024 \
+            > s.config.fixed_budget \
+            or uring_buffer_set(r.ctx.ring, r.buf_index, r.payload, want) < 0:
+        atomic_sub32(&s.fixed_bytes, <uint32_t> ((want - r.fixed_len) >> 10))
+        s.config.fixed_budget = 0  # and no further attempts
+        return False
+    r.fixed_len = <uint32_t> want
+    return True
+
+
+# ------------------------------------------------------------ waiting I/O
+
+cdef int later(Request *r, Handler blocking) noexcept nogil:
+    """Run a handler where it may wait: on a pool thread, or here if this is one."""
+    if r.ctx.stats.kind == T_POOL:
+        return blocking(r)
+    return pool_submit(r, blocking)
+
+
+cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
+    cdef io_uring_sqe *sqe = uring_sqe(r.ctx.ring)
+    sqe.fd = r.fd
+    sqe.user_data = <uint64_t> r | KIND_IO
+    r.finish = finish
+    r.ctx.inflight += 1
+    r.ctx.stats.io_ring += 1
+    return sqe
+
+
+cdef int ring_rw(Request *r, bint writing) noexcept nogil:
+    """What remains of r ([done, len) at off + done), on the queue's own ring."""
+    cdef bint fixed = payload_fixed(r)
+    cdef io_uring_sqe *sqe = ring_sqe(r, write_done if writing else read_done)
+    if fixed:
+        sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
+        sqe.buf_index = r.buf_index
+        r.ctx.stats.io_fixed += 1
+    else:
+        sqe.opcode = IORING_OP_WRITE if writing else IORING_OP_READ
+    sqe.off = r.off + r.done
+    sqe.addr = <uint64_t> (r.buf + r.done)
+    sqe.len = r.len - r.done
+    return PENDING
+
+
+cdef int read_done(Request *r, int res) noexcept nogil:
+    """A short read is not the end of the file: only a read of nothing is."""
+    if res == -EINTR or res == -EAGAIN:
+        return ring_rw(r, False)
+    if res < 0:
+        return res if r.done == 0 else <int> r.done
+    r.done += res
+    if res > 0 and r.done < r.len:
+        return ring_rw(r, False)
+    r.ctx.stats.read_bytes += r.done
+    return r.done
+
+
+cdef int write_done(Request *r, int res) noexcept nogil:
+    if res == -EINTR or res == -EAGAIN:
+        return ring_rw(r, True)
+    if res > 0:
+        r.done += res
+        if r.done < r.len:
+            return ring_rw(r, True)
+    return write_reply(r, res)
+
+
+cdef int write_reply(Request *r, int res) noexcept nogil:
+    """After `done` bytes and a last result: what was written counts more than an error behind it."""
+    cdef fuse_write_out *out = <fuse_write_out *> r.out
+    if res < 0 and r.done == 0:
+        return res
+    r.ctx.stats.write_bytes += r.done
+    out.size = r.done
+    out.padding = 0
+    return sizeof(fuse_write_out)
+
+
+cdef int blocking_read(Request *r) noexcept nogil:
+    """Plain pread(2): for a regular file a short one is the end of the file."""
+    cdef ssize_t n
+    while r.done < r.len:
+        n = pread(r.fd, r.buf + r.done, r.len - r.done, <int64_t> (r.off + r.done))
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if r.done == 0:
+                return -errno
+            break
+        r.done += <uint32_t> n
+        break
+    r.ctx.stats.read_bytes += r.done
+    return r.done
+
+
+cdef int blocking_write(Request *r) noexcept nogil:
+    cdef ssize_t n
+    cdef int res = 0
+    while r.done < r.len:
+        n = pwrite(r.fd, r.buf + r.done, r.len - r.done, <int64_t> (r.off + r.done))
+        if n < 0 and errno == EINTR:
+            continue
+        if n <= 0:
+            res = -errno if n < 0 else 0
+            break
+        r.done += <uint32_t> n
+    return write_reply(r, res)
+
+
+cdef int blocking_write_as_caller(Request *r) noexcept nogil:
+    """A write that clears suid and sgid by the source's own rules, which look at the writer."""
+    cdef int res = identity_take(r)
+    if res < 0:
+        return res
+    res = blocking_write(r)
+    identity_restore(r)
+    return res
+
+
+# ----------------------------------------------------------- READ, WRITE
+
+cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil:
+    """How a file is read and written best, by its filesystem and open(2) flags."""
+    cdef uint32_t f = 0
+    if fs_flags & FS_MEMORY:
+        return H_SYNC_READ | H_SYNC_WRITE
+    if open_flags & O_DIRECT:
+        f |= H_ASYNC_READ | H_ASYNC_WRITE | H_DIRECT
+    if open_flags & (O_SYNC | O_DSYNC):
+        f |= H_ASYNC_WRITE
+    return f
+
+
+cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf) noexcept nogil:
+    r.handle = handle_at(&server_of(r).handles, fh, H_FILE)
+    if r.handle == NULL:
+        return -EBADF
+    r.fd = r.handle.fd
+    r.off = off
+    r.len = size
+    r.done = 0
+    r.buf = buf
+    return 0
+
+
+cdef int op_read(Request *r) noexcept nogil:
+    cdef fuse_read_in *arg = <fuse_read_in *> r.op_in
+    cdef Handle *h
+    cdef iovec iov
+    cdef ssize_t n
+    if arg.size > r.out_cap:
+        return -EINVAL
+    if data_request(r, arg.fh, arg.offset, arg.size, r.out) < 0:
+        return -EBADF
+    h = r.handle
+    if h.flags & H_SYNC_READ:
+        r.ctx.stats.io_inline += 1
+        return blocking_read(r)
+    while not h.flags & H_ASYNC_READ:
+        iov.iov_base = r.buf + r.done
+        iov.iov_len = r.len - r.done
+        n = preadv2(r.fd, &iov, 1, <int64_t> (r.off + r.done), RWF_NOWAIT)
+        if n < 0:
+            if errno == EAGAIN or errno == EINTR:
+                break
+            if errno == EOPNOTSUPP:
+                h.flags |= H_ASYNC_READ
+                break
+            return -errno if r.done == 0 else <int> r.done
+        r.done += <uint32_t> n
+        if n == 0 or r.done == r.len:
+            r.ctx.stats.io_inline += 1
+            r.ctx.stats.read_bytes += r.done
+            return r.done
+    if r.ctx.ring != NULL:
+        return ring_rw(r, False)
+    return later(r, blocking_read)
+
+
+cdef int op_write(Request *r) noexcept nogil:
+    cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
+    cdef Handle *h
+    cdef iovec iov
+    cdef ssize_t n
+    cdef uint64_t start
+    cdef int res
+    if arg.size > r.arg_len:
+        return -EINVAL
+    if data_request(r, arg.fh, arg.offset, arg.size, r.arg) < 0:
+        return -EBADF
+    h = r.handle
+    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
+        return later(r, blocking_write_as_caller)
+    if h.flags & H_DIRECT and arg.write_flags & FUSE_WRITE_CACHE and (arg.offset | arg.size) & 4095:
+        # The page cache writes an mmap's last page up to the end of the file only.
+        r.fd = buffered_fd(h)
+        if r.fd < 0:
+            return r.fd
+    if h.flags & H_SYNC_WRITE:
+        r.ctx.stats.io_inline += 1
+        return blocking_write(r)
+    if not h.flags & H_ASYNC_WRITE:
+        iov.iov_base = r.buf
+        iov.iov_len = r.len
+        n = pwritev2(r.fd, &iov, 1, <int64_t> r.off, RWF_NOWAIT)
+        if n >= 0:
+            r.done = <uint32_t> n
+            if r.done == r.len:
+                r.ctx.stats.io_inline += 1
+                return write_reply(r, 0)
+        elif errno == EOPNOTSUPP:
+            # No NOWAIT for buffered writes here (ext4): they go to the page cache at memory speed
+            # until the source throttles them. Then the ring's workers take the wait.
+            start = now_ns()
+            if start >= r.ctx.patience:
+                res = blocking_write(r)
+                if now_ns() - start > SLOW_NS:
+                    r.ctx.patience = now_ns() + PATIENCE_NS
+                r.ctx.stats.io_inline += 1
+                return res
+        elif errno != EAGAIN and errno != EINTR:
+            return -errno
+    if r.ctx.ring != NULL:
+        return ring_rw(r, True)
+    return later(r, blocking_write)
+
+
+cdef int buffered_fd(Handle *h) noexcept nogil:
+    """A second fd of an O_DIRECT file, without O_DIRECT. -errno if it cannot be had."""
+    cdef char path[32]
+    cdef int fd = atomic_geti(&h.buffered_fd)
+    if fd >= 0:
+        return fd
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
+    fd = open(path, (h.open_flags & ~<uint32_t> (O_DIRECT | O_TRUNC | O_CREAT | O_EXCL)) | O_CLOEXEC)
+    if fd < 0:
+        return -errno
+    if not atomic_casi(&h.buffered_fd, -1, fd):
+        close(fd)
+        fd = h.buffered_fd
+    return fd
+
+
+# --------------------------------------- FSYNC, FALLOCATE, LSEEK, COPY...
+
+cdef int plain_done(Request *r, int res) noexcept nogil:
+    return res if res < 0 else 0
+
+
+cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
+    cdef fuse_fsync_in *arg = <fuse_fsync_in *> r.op_in
+    cdef io_uring_sqe *sqe
+    r.handle = handle_at(&server_of(r).handles, arg.fh, kind)
+    if r.handle == NULL:
+        return -EBADF
+    r.fd = r.handle.fd
+    r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
+    if r.ctx.ring == NULL:
+        return later(r, blocking_fsync)
+    sqe = ring_sqe(r, plain_done)
+    sqe.opcode = IORING_OP_FSYNC
+    sqe.op_flags = IORING_FSYNC_DATASYNC if r.len else 0
+    return PENDING
+
+
+cdef int blocking_fsync(Request *r) noexcept nogil:
+    return -errno if (fdatasync(r.fd) if r.len else fsync(r.fd)) < 0 else 0
+
+
+cdef int op_fsync(Request *r) noexcept nogil:
+    return sync_request(r, H_FILE)
+
+
+cdef int op_fsyncdir(Request *r) noexcept nogil:
+    return sync_request(r, H_DIR)
+
+
+cdef int op_fallocate(Request *r) noexcept nogil:
+    cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
+    cdef io_uring_sqe *sqe
+    r.handle = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+    if r.handle == NULL:
+        return -EBADF
+    r.fd = r.handle.fd
+    if r.ctx.ring == NULL:
+        return later(r, blocking_fallocate)
+    sqe = ring_sqe(r, plain_done)
+    sqe.opcode = IORING_OP_FALLOCATE
+    sqe.off = arg.offset
+    sqe.addr = arg.length
+    sqe.len = arg.mode
+    return PENDING
+
+
+cdef int blocking_fallocate(Request *r) noexcept nogil:
+    cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
+    return -errno if fallocate(r.fd, arg.mode, arg.offset, arg.length) < 0 else 0
+
+
+cdef int op_lseek(Request *r) noexcept nogil:
+    """SEEK_DATA and SEEK_HOLE; the source fd's own position means nothing to anybody."""
+    cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
+    cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+    cdef int64_t at
+    if h == NULL:
+        return -EBADF
+    at = lseek(h.fd, <int64_t> arg.offset, arg.whence)
+    if at < 0:
+        return -errno
+    (<fuse_lseek_out *> r.out).offset = at
+    return sizeof(fuse_lseek_out)
+
+
+cdef int op_copy_file_range(Request *r) noexcept nogil:
+    return later(r, blocking_copy)
+
+
+cdef int blocking_copy(Request *r) noexcept nogil:
+    cdef fuse_copy_file_range_in *arg = <fuse_copy_file_range_in *> r.op_in
+    cdef Handle *source = handle_at(&server_of(r).handles, arg.fh_in, H_FILE)
+    cdef Handle *target = handle_at(&server_of(r).handles, arg.fh_out, H_FILE)
+    cdef int64_t at = <int64_t> arg.off_in
+    cdef int64_t to = <int64_t> arg.off_out
+    cdef size_t length = arg.len
+    cdef ssize_t n
+    if source == NULL or target == NULL:
+        return -EBADF
+    if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
+        length = 0x40000000
+    n = copy_file_range(source.fd, &at, target.fd, &to, length, arg.flags)
+    if n < 0:
+        return -errno
+    if r.h.opcode == FUSE_COPY_FILE_RANGE_64:
+        (<fuse_copy_file_range_out *> r.out).bytes_copied = n
+    else:
+        (<fuse_write_out *> r.out).size = <uint32_t> n
+        (<fuse_write_out *> r.out).padding = 0
+    return 8
+
+
+cdef int op_syncfs(Request *r) noexcept nogil:
+    return later(r, blocking_syncfs)
+
+
+cdef int blocking_syncfs(Request *r) noexcept nogil:
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i = inode_at(t, r.h.nodeid)
+    if i == NULL:
+        return -ESTALE
+    # syncfs(2) refuses O_PATH fds.
+    return -errno if syncfs(t.fs[i.fs].mount_fd if t.fs[i.fs].mount_fd >= 0 else server_of(r).root_fd) < 0 else 0

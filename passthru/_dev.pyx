@@ -1,0 +1,180 @@
+"""The /dev/fuse transport (fuse(4)): read(2) a request, write(2) its reply.
+
+It serves everything where there is no ring, and beside one FORGET, INTERRUPT and what
+comes before the ring is ready. Handlers get the same Request as from the ring.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+from passthru._ops cimport op_in_size, undelivered
+from passthru._pool cimport pool_interrupt
+from passthru._request cimport *
+from passthru._serve cimport context_close, context_open
+from passthru._stats cimport T_DEV
+
+cdef enum:
+    PAGE = 4096
+    # Write data follows these in the request; it is read to a page boundary.
+    WRITE_HEADERS = sizeof(fuse_in_header) + sizeof(fuse_write_in)
+
+
+cdef int dev_open(DevThread *t, Server *s, int fd) noexcept nogil:
+    """Make the calling thread a reader of fd. 0 or -errno."""
+    cdef int r
+    memset(t, 0, sizeof(DevThread))
+    t.fd = fd
+    r = context_open(&t.ctx, s, T_DEV, -1)
+    if r < 0:
+        return r
+    t.tid = sys_gettid()
+    t.free = request_new(t)
+    return 0 if t.free != NULL else -ENOMEM
+
+
+cdef DevRequest *request_new(DevThread *t) noexcept nogil:
+    """A request's buffers; how many there are is bounded by the requests that wait at one time."""
+    cdef size_t room = t.ctx.server.config.payload_size
+    cdef DevRequest *d = <DevRequest *> calloc(1, sizeof(DevRequest))
+    cdef void *m
+    if d == NULL:
+        return NULL
+    m = mmap(NULL, 2 * (PAGE + room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if m == MAP_FAILED:
+        free(d)
+        return NULL
+    d.thread = t
+    d.region = <char *> m
+    d.in_buf = d.region + PAGE - WRITE_HEADERS
+    d.in_size = room + WRITE_HEADERS
+    d.req.out = d.region + PAGE + room + PAGE  # the out header lies right before it
+    d.req.out_cap = <uint32_t> room
+    d.req.complete = dev_complete
+    return d
+
+
+cdef void request_delete(DevRequest *d) noexcept nogil:
+    munmap(d.region, 2 * (PAGE + d.req.out_cap))
+    free(d)
+
+
+cdef DevRequest *request_take(DevThread *t) noexcept nogil:
+    cdef DevRequest *d
+    spin_lock(&t.lock)
+    d = t.free
+    if d != NULL:
+        t.free = d.next
+    spin_unlock(&t.lock)
+    return d if d != NULL else request_new(t)
+
+
+cdef void request_give(DevRequest *d) noexcept nogil:
+    spin_lock(&d.thread.lock)
+    d.next = d.thread.free
+    d.thread.free = d
+    spin_unlock(&d.thread.lock)
+
+
+cdef void reply(DevRequest *d, int result) noexcept nogil:
+    """Write the reply; what the kernel does not take is given back."""
+    cdef Request *r = &d.req
+    cdef fuse_out_header *out = <fuse_out_header *> (r.out - sizeof(fuse_out_header))
+    cdef size_t length = sizeof(fuse_out_header)
+    if result == NOREPLY:
+        return
+    out.error = 0
+    if result >= 0:
+        length += result
+    else:
+        out.error = result
+        r.ctx.stats.errors += 1
+    out.len = <uint32_t> length
+    out.unique = r.h.unique
+    r.ctx.stats.dev_replies += 1
+    if write(d.thread.fd, out, length) < 0 and result > 0:
+        undelivered(r, result)
+
+
+cdef void dev_complete(Request *r, int result) noexcept nogil:
+    """Completer of pooled requests, on the pool's thread."""
+    cdef DevRequest *d = <DevRequest *> r
+    cdef DevThread *t = d.thread
+    reply(d, result)
+    request_give(d)
+    atomic_sub32(&t.out, 1)
+
+
+cdef int take_in(DevThread *t, DevRequest *d, size_t n) noexcept nogil:
+    """Make the Request of n bytes read, and serve it. A result as of a handler."""
+    cdef Request *r = &d.req
+    cdef size_t head = sizeof(fuse_in_header)
+    if n < head:
+        return NOREPLY
+    memcpy(&r.h, d.in_buf, head)
+    r.ctx = &t.ctx
+    r.interrupted = 0
+    r.interruptible = 0
+    if r.h.opcode == FUSE_INTERRUPT:
+        if n >= head + sizeof(fuse_interrupt_in):
+            pool_interrupt(t.ctx.server, (<fuse_interrupt_in *> (d.in_buf + head)).unique)
+        return NOREPLY
+    if r.h.opcode == FUSE_FORGET or r.h.opcode == FUSE_BATCH_FORGET:
+        if r.h.len != n:
+            return NOREPLY
+    else:
+        t.ctx.stats.dev_requests += 1
+        if r.h.len != n:
+            return -EIO
+    head += op_in_size(r.h.opcode, t.ctx.server.config.init_flags)
+    r.op_in = d.in_buf + sizeof(fuse_in_header)
+    r.arg = d.in_buf + head
+    r.arg_len = <uint32_t> (n - head) if n > head else 0
+    if n < head:
+        return -EINVAL if r.h.opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET) else NOREPLY
+    return t.ctx.server.dispatch(r)
+
+
+cdef void dev_serve(DevThread *t) noexcept nogil:
+    """Serve until the connection ends (ENODEV, ECONNABORTED) or Server.stop."""
+    cdef Server *s = t.ctx.server
+    cdef DevRequest *d = NULL
+    cdef ssize_t n
+    cdef int result
+    while not atomic_get32(&s.stop):
+        if d == NULL:
+            d = request_take(t)
+            if d == NULL:
+                sched_yield()
+                continue
+        n = read(t.fd, d.in_buf, d.in_size)
+        if n < 0:
+            # ENOENT: the request was taken back before it was read.
+            if errno == EINTR or errno == EAGAIN or errno == ENOENT:
+                continue
+            t.error = errno
+            break
+        atomic_add32(&t.out, 1)
+        result = take_in(t, d, n)
+        if result == PENDING:
+            d = NULL  # the pool has it
+            continue
+        atomic_sub32(&t.out, 1)
+        reply(d, result)
+    if d != NULL:
+        request_give(d)
+    while atomic_get32(&t.out):
+        sched_yield()
+
+
+cdef void dev_close(DevThread *t) noexcept nogil:
+    cdef DevRequest *d
+    while t.free != NULL:
+        d = t.free
+        t.free = d.next
+        request_delete(d)
+    if t.fd >= 0:
+        close(t.fd)
+    context_close(&t.ctx)

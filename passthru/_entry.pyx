@@ -1,0 +1,358 @@
+"""LOOKUP, FORGET, and the operations that make, remove, rename and link names.
+
+A name is one path component, never "." or "..", walked from its parent's fd and not
+followed if it is a symlink: nothing leads out of the source.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memset, strcmp
+
+from passthru._abi cimport *
+from passthru._identity cimport identity_restore, identity_take, umask_take
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+
+
+cdef unsigned stx_mask() noexcept nogil:
+    """What every statx(2) here asks for: the attributes and what identifies the inode."""
+    return STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
+
+
+cdef bint dot_or_dotdot(const char *name) noexcept nogil:
+    return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
+
+
+cdef const char *name_arg(Request *r, uint32_t *at) noexcept nogil:
+    """The NUL-terminated string at `at` in the arguments, `at` moved behind it; NULL: none there."""
+    cdef char *s = r.arg + at[0]
+    cdef char *end
+    if at[0] >= r.arg_len:
+        return NULL
+    end = <char *> memchr(s, 0, r.arg_len - at[0])
+    if end == NULL:
+        return NULL
+    at[0] = <uint32_t> (end + 1 - r.arg)
+    return s
+
+
+cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil:
+    """name_arg() for a directory entry's name; NULL also for what is not one component."""
+    cdef uint32_t start = at[0]
+    cdef const char *name = name_arg(r, at)
+    if name == NULL or name[0] == 0 or dot_or_dotdot(name) or \
+            memchr(name, c'/', at[0] - start) != NULL:
+        return NULL
+    return name
+
+
+cdef void attr_fill(fuse_attr *a, statx *stx) noexcept nogil:
+    """A fuse_attr of a statx(2) result."""
+    a.ino = stx.stx_ino
+    a.size = stx.stx_size
+    a.blocks = stx.stx_blocks
+    a.atime = stx.stx_atime.tv_sec
+    a.mtime = stx.stx_mtime.tv_sec
+    a.ctime = stx.stx_ctime.tv_sec
+    a.atimensec = stx.stx_atime.tv_nsec
+    a.mtimensec = stx.stx_mtime.tv_nsec
+    a.ctimensec = stx.stx_ctime.tv_nsec
+    a.mode = stx.stx_mode
+    a.nlink = stx.stx_nlink
+    a.uid = stx.stx_uid
+    a.gid = stx.stx_gid
+    # The kernel's 32-bit form of a device number, not glibc's.
+    a.rdev = (stx.stx_rdev_minor & 0xff) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~0xffu) << 12)
+    a.blksize = stx.stx_blksize
+    a.flags = 0
+
+
+cdef int parent_of(Request *r, Inode **i) noexcept nogil:
+    """Pin the inode that the request names; its O_PATH fd, or -errno and not pinned."""
+    cdef InodeTable *t = &server_of(r).inodes
+    i[0] = inode_at(t, r.h.nodeid)
+    if i[0] == NULL:
+        return -ESTALE
+    return inode_fd(t, i[0], <uint32_t> r.h.nodeid)
+
+
+cdef bint is_mountpoint(Server *s, Inode *parent, const char *name) noexcept nogil:
+    return s.below_fd >= 0 and parent.ino == s.below_ino and strcmp(name, s.below_name) == 0 and \
+        makedev(s.inodes.fs[parent.fs].dev_major, s.inodes.fs[parent.fs].dev_minor) == s.below_dev
+
+
+cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *name, bint fresh,
+                          statx *stx) noexcept nogil:
+    """The nodeid of parent/name with its nlookup raised and its attributes in stx, or -errno.
+
+    fresh: the name was just made, so it is not worth asking whether it is known.
+    """
+    cdef Server *s = server_of(r)
+    cdef int fs, fd
+    cdef uint32_t node
+    if is_mountpoint(s, parent, name):
+        # Walking the name would ask ourselves, and wait for the answer. "." stays below the mount.
+        fd = openat(s.below_fd, ".", O_PATH | O_CLOEXEC)
+    else:
+        if not fresh:
+            if c_statx(parent_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, stx_mask(), stx) < 0:
+                return -errno
+            fs = fs_find(&s.inodes, stx)
+            if fs >= 0:
+                node = inode_find(&s.inodes, fs, stx)
+                if node:
+                    r.ctx.stats.lookups += 1
+                    return node
+        fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if fd < 0:
+        return -errno
+    return opened_inode(r, fd, stx)
+
+
+cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
+    """The nodeid of the inode of an O_PATH fd, which it takes over; else as child_lookup()."""
+    cdef Server *s = server_of(r)
+    cdef uint32_t node
+    cdef int fs, e
+    cdef file_handle_max fh
+    cdef file_handle_max *known = NULL
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
+        e = errno
+        close(fd)
+        return -e
+    fs = fs_find(&s.inodes, stx)
+    if fs < 0:
+        fs = fs_add(&s.inodes, stx, fd)
+        if fs < 0:
+            close(fd)
+            return fs
+    if not stx.stx_mask & STATX_BTIME and s.inodes.fs[fs].flags & FS_HANDLES and \
+            sys_name_to_handle_at(fd, &fh) == 0:
+        known = &fh  # without btime only the handle tells a reused inode number
+    node = inode_add(&s.inodes, r.ctx.id, fs, stx, fd, known)
+    if not node:
+        return -ENOMEM
+    r.ctx.stats.lookups += 1
+    return node
+
+
+cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil:
+    """A fuse_entry_out; its size."""
+    cdef Config *c = &server_of(r).config
+    cdef fuse_entry_out *out = <fuse_entry_out *> to
+    out.nodeid = node
+    out.generation = inode_at(&server_of(r).inodes, node).generation
+    out.entry_valid = c.entry_valid
+    out.entry_valid_nsec = c.entry_valid_nsec
+    out.attr_valid = c.attr_valid
+    out.attr_valid_nsec = c.attr_valid_nsec
+    attr_fill(&out.attr, stx)
+    return sizeof(fuse_entry_out)
+
+
+cdef int op_lookup(Request *r) noexcept nogil:
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef Config *c = &server_of(r).config
+    cdef Inode *parent
+    cdef statx stx
+    cdef int64_t node
+    cdef fuse_entry_out *out
+    cdef int fd
+    if name == NULL:
+        return -EINVAL
+    fd = parent_of(r, &parent)
+    if fd < 0:
+        return fd
+    node = child_lookup(r, parent, fd, name, False, &stx)
+    inode_unpin(parent)
+    if node > 0:
+        return entry_reply(r, r.out, <uint32_t> node, &stx)
+    if node == -ENOENT and (c.negative_valid or c.negative_valid_nsec):
+        out = <fuse_entry_out *> r.out
+        memset(out, 0, sizeof(fuse_entry_out))
+        out.entry_valid = c.negative_valid
+        out.entry_valid_nsec = c.negative_valid_nsec
+        return sizeof(fuse_entry_out)
+    return <int> node
+
+
+cdef int op_forget(Request *r) noexcept nogil:
+    cdef fuse_forget_in *arg = <fuse_forget_in *> r.op_in
+    inode_forget(&server_of(r).inodes, r.h.nodeid, arg.nlookup)
+    r.ctx.stats.forgets += arg.nlookup
+    return NOREPLY
+
+
+cdef int op_batch_forget(Request *r) noexcept nogil:
+    cdef fuse_batch_forget_in *arg = <fuse_batch_forget_in *> r.op_in
+    cdef fuse_forget_one *one = <fuse_forget_one *> r.arg
+    cdef uint32_t k
+    for k in range(arg.count):
+        if (k + 1) * sizeof(fuse_forget_one) > r.arg_len:
+            break
+        inode_forget(&server_of(r).inodes, one[k].nodeid, one[k].nlookup)
+        r.ctx.stats.forgets += one[k].nlookup
+    return NOREPLY
+
+
+# ------------------------------------------------------------ making names
+
+cdef int made(Request *r, Inode *parent, int fd, const char *name, int res) noexcept nogil:
+    """The entry reply for a name just made, or the error `res` of making it. Unpins the parent."""
+    cdef statx stx
+    cdef int64_t node
+    if res < 0:
+        inode_unpin(parent)
+        return res
+    node = child_lookup(r, parent, fd, name, True, &stx)
+    inode_unpin(parent)
+    if node < 0:
+        return <int> node
+    return entry_reply(r, r.out, <uint32_t> node, &stx)
+
+
+cdef int make(Request *r, uint32_t mask) noexcept nogil:
+    """MKNOD, MKDIR and SYMLINK: as the caller, under the caller's umask."""
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef const char *target = NULL
+    cdef fuse_mknod_in *node = <fuse_mknod_in *> r.op_in
+    cdef Inode *parent
+    cdef int fd, res
+    if r.h.opcode == FUSE_SYMLINK:
+        target = name_arg(r, &at)
+    if name == NULL or (r.h.opcode == FUSE_SYMLINK and target == NULL):
+        return -EINVAL
+    fd = parent_of(r, &parent)
+    if fd < 0:
+        return fd
+    res = identity_take(r)
+    if res < 0:
+        inode_unpin(parent)
+        return res
+    umask_take(r.ctx, mask)
+    if r.h.opcode == FUSE_MKDIR:
+        res = mkdirat(fd, name, (<fuse_mkdir_in *> r.op_in).mode)
+    elif r.h.opcode == FUSE_SYMLINK:
+        res = symlinkat(target, fd, name)
+    else:
+        res = mknodat(fd, name, node.mode, makedev((node.rdev & 0xfff00) >> 8,
+                                                   (node.rdev & 0xff) | ((node.rdev >> 12) & 0xfff00)))
+    if res < 0:
+        res = -errno
+    identity_restore(r)
+    return made(r, parent, fd, name, res)
+
+
+cdef int op_mknod(Request *r) noexcept nogil:
+    return make(r, (<fuse_mknod_in *> r.op_in).umask & 0o777)
+
+
+cdef int op_mkdir(Request *r) noexcept nogil:
+    return make(r, (<fuse_mkdir_in *> r.op_in).umask & 0o777)
+
+
+cdef int op_symlink(Request *r) noexcept nogil:
+    return make(r, 0)
+
+
+cdef int op_link(Request *r) noexcept nogil:
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef uint64_t old = (<fuse_link_in *> r.op_in).oldnodeid
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef Inode *parent
+    cdef Inode *i = inode_at(t, old)
+    cdef statx stx
+    cdef char path[32]
+    cdef uint32_t node
+    cdef int fd, source, res
+    if name == NULL:
+        return -EINVAL
+    if i == NULL:
+        return -ESTALE
+    fd = parent_of(r, &parent)
+    if fd < 0:
+        return fd
+    source = inode_fd(t, i, <uint32_t> old)
+    if source < 0:
+        inode_unpin(parent)
+        return source
+    res = linkat(source, "", fd, name, AT_EMPTY_PATH)
+    if res < 0 and errno == ENOENT:  # no CAP_DAC_READ_SEARCH (before 6.10)
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", source)
+        res = linkat(AT_FDCWD, path, fd, name, AT_SYMLINK_FOLLOW)
+    if res == 0:
+        res = c_statx(source, "", AT_EMPTY_PATH, stx_mask(), &stx)
+    res = -errno if res < 0 else 0
+    node = 0
+    if res == 0:
+        node = inode_find(t, i.fs, &stx)
+    inode_unpin(i)
+    if res == 0 and node == 0:  # no btime and no open fd to know it by
+        return made(r, parent, fd, name, 0)
+    inode_unpin(parent)
+    if res < 0:
+        return res
+    r.ctx.stats.lookups += 1
+    return entry_reply(r, r.out, node, &stx)
+
+
+# --------------------------------------------------- removing and renaming
+
+cdef int remove(Request *r, int flags) noexcept nogil:
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef Inode *parent
+    cdef int fd, res
+    if name == NULL:
+        return -EINVAL
+    fd = parent_of(r, &parent)
+    if fd < 0:
+        return fd
+    res = -errno if unlinkat(fd, name, flags) < 0 else 0
+    inode_unpin(parent)
+    return res
+
+
+cdef int op_unlink(Request *r) noexcept nogil:
+    return remove(r, 0)
+
+
+cdef int op_rmdir(Request *r) noexcept nogil:
+    return remove(r, AT_REMOVEDIR)
+
+
+cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef const char *newname = entry_arg(r, &at)
+    cdef Inode *parent
+    cdef Inode *to = inode_at(t, newdir)
+    cdef int fd, fd2, res
+    if name == NULL or newname == NULL:
+        return -EINVAL
+    if to == NULL:
+        return -ESTALE
+    fd = parent_of(r, &parent)
+    if fd < 0:
+        return fd
+    fd2 = inode_fd(t, to, <uint32_t> newdir)
+    if fd2 < 0:
+        inode_unpin(parent)
+        return fd2
+    res = sys_renameat2(fd, name, fd2, newname, flags)
+    inode_unpin(parent)
+    inode_unpin(to)
+    return res
+
+
+cdef int op_rename(Request *r) noexcept nogil:
+    return rename(r, (<fuse_rename_in *> r.op_in).newdir, 0)
+
+
+cdef int op_rename2(Request *r) noexcept nogil:
+    cdef fuse_rename2_in *arg = <fuse_rename2_in *> r.op_in
+    return rename(r, arg.newdir, arg.flags)

@@ -1,0 +1,214 @@
+"""OPEN, CREATE, TMPFILE, FLUSH, RELEASE."""
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from passthru._abi cimport *
+from passthru._copy cimport handle_io_flags, later
+from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
+from passthru._identity cimport identity_restore, identity_take, umask_take
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+
+
+cdef uint32_t source_flags(Request *r, uint32_t flags) noexcept nogil:
+    """The flags to open the source with, for those the caller opened the mount with."""
+    flags &= ~<uint32_t> (O_CREAT | O_EXCL | O_NOCTTY | O_NOFOLLOW)
+    if server_of(r).config.writeback:
+        # The page cache reads what it writes a part of, and knows itself where the end is.
+        if flags & O_ACCMODE == O_WRONLY:
+            flags = (flags & ~<uint32_t> O_ACCMODE) | O_RDWR
+        flags &= ~<uint32_t> O_APPEND
+    return flags | O_CLOEXEC
+
+
+cdef uint64_t version_of(statx *stx) noexcept nogil:
+    """A digest of what changes with a file's content; never 0."""
+    cdef uint64_t v = <uint64_t> stx.stx_mtime.tv_sec * 1000000000u + stx.stx_mtime.tv_nsec
+    v ^= (<uint64_t> stx.stx_ctime.tv_sec * 1000000000u + stx.stx_ctime.tv_nsec) * 0x9e3779b97f4a7c15u
+    v ^= stx.stx_size * 0xc2b2ae3d27d4eb4fu
+    return v | 1
+
+
+cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int fd, uint32_t flags,
+                    statx *stx) noexcept nogil:
+    """Make a handle of fd, which it takes over, and tell the kernel how to use it. 0 or -ENOMEM."""
+    cdef Server *s = server_of(r)
+    cdef uint32_t index = handle_open(&s.inodes, r.ctx.id, node, fd, H_FILE)
+    cdef Handle *h
+    cdef uint64_t version
+    if not index:
+        return -ENOMEM
+    r.ctx.stats.opens += 1
+    h = <Handle *> slab_at(&s.handles, index)
+    h.open_flags = flags
+    h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, flags)
+    out.fh = index
+    out.open_flags = FOPEN_PARALLEL_DIRECT_WRITES
+    out.backing_id = 0
+    # Pages cached at an earlier open are good if the file is still what it was then. An open for
+    # writing may change it before the next one.
+    version = version_of(stx)
+    if i.cached == version:
+        out.open_flags |= FOPEN_KEEP_CACHE
+    i.cached = version
+    if not s.inodes.fs[i.fs].flags & FS_REMOTE:
+        out.open_flags |= FOPEN_NOFLUSH  # close(2) of the source does nothing that could fail
+    return 0
+
+
+cdef int op_open(Request *r) noexcept nogil:
+    cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
+    cdef uint32_t flags = source_flags(r, arg.flags)
+    cdef bint as_caller = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0
+    cdef Inode *i
+    cdef statx stx
+    cdef char path[32]
+    cdef int fd, opath, res
+    opath = parent_of(r, &i)
+    if opath < 0:
+        return opath
+    if as_caller:
+        res = identity_take(r)
+        if res < 0:
+            inode_unpin(i)
+            return res
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
+    fd = open(path, flags)
+    if fd < 0:
+        fd = -errno
+    if as_caller:
+        identity_restore(r)
+    if fd >= 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+        res = -errno
+        close(fd)
+        fd = res
+    if fd < 0:
+        inode_unpin(i)
+        return fd
+    res = open_reply(r, <fuse_open_out *> r.out, <uint32_t> r.h.nodeid, i, fd, flags, &stx)
+    inode_unpin(i)
+    return res if res < 0 else <int> sizeof(fuse_open_out)
+
+
+cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
+    """The reply to CREATE and TMPFILE for the new source fd, which it takes over."""
+    cdef Server *s = server_of(r)
+    cdef file_handle_max fh
+    cdef statx stx
+    cdef char path[32]
+    cdef uint32_t node = 0
+    cdef int64_t found
+    cdef int fs, opath, res
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+        res = -errno
+        close(fd)
+        return res
+    fs = fs_find(&s.inodes, &stx)
+    if fs >= 0:
+        node = inode_find(&s.inodes, fs, &stx)
+        if not node and s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &fh) == 0:
+            node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &fh)
+        if node:
+            r.ctx.stats.lookups += 1
+    if not node:
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        opath = open(path, O_PATH | O_CLOEXEC)
+        found = opened_inode(r, opath, &stx) if opath >= 0 else -errno
+        if found < 0:
+            close(fd)
+            return <int> found
+        node = <uint32_t> found
+    entry_reply(r, r.out, node, &stx)
+    res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node,
+                     inode_at(&s.inodes, node), fd, flags, &stx)
+    if res < 0:
+        inode_forget(&s.inodes, node, 1)
+        r.ctx.stats.forgets += 1
+        return res
+    return sizeof(fuse_entry_out) + sizeof(fuse_open_out)
+
+
+cdef int op_create(Request *r) noexcept nogil:
+    cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
+    cdef uint32_t flags = source_flags(r, arg.flags)
+    cdef uint32_t at = 0
+    cdef const char *name = entry_arg(r, &at)
+    cdef Inode *parent
+    cdef int dir_fd, fd, res
+    if name == NULL:
+        return -EINVAL
+    dir_fd = parent_of(r, &parent)
+    if dir_fd < 0:
+        return dir_fd
+    res = identity_take(r)
+    if res < 0:
+        inode_unpin(parent)
+        return res
+    umask_take(r.ctx, arg.umask & 0o777)
+    fd = openat(dir_fd, name, flags | O_CREAT | O_NOFOLLOW | (arg.flags & O_EXCL), arg.mode & 0o7777)
+    if fd < 0:
+        fd = -errno
+    identity_restore(r)
+    inode_unpin(parent)
+    return fd if fd < 0 else created(r, fd, flags)
+
+
+cdef int op_tmpfile(Request *r) noexcept nogil:
+    cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
+    cdef uint32_t flags = source_flags(r, arg.flags)
+    cdef Inode *parent
+    cdef int dir_fd, fd, res
+    dir_fd = parent_of(r, &parent)
+    if dir_fd < 0:
+        return dir_fd
+    res = identity_take(r)
+    if res < 0:
+        inode_unpin(parent)
+        return res
+    umask_take(r.ctx, arg.umask & 0o777)
+    fd = openat(dir_fd, ".", flags | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
+    if fd < 0:
+        fd = -errno
+    identity_restore(r)
+    inode_unpin(parent)
+    return fd if fd < 0 else created(r, fd, flags)
+
+
+# ---------------------------------------------------------- FLUSH, RELEASE
+
+cdef int op_flush(Request *r) noexcept nogil:
+    """close(2) of one of the caller's fds: where the source is remote, it may have errors to tell."""
+    cdef fuse_flush_in *arg = <fuse_flush_in *> r.op_in
+    cdef Server *s = server_of(r)
+    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    if h == NULL:
+        return -EBADF
+    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+        r.fd = h.fd
+        return later(r, blocking_flush)
+    return 0
+
+
+cdef int blocking_flush(Request *r) noexcept nogil:
+    cdef int fd = dup(r.fd)
+    if fd < 0:
+        return -errno
+    return -errno if close(fd) < 0 else 0
+
+
+cdef int op_release(Request *r) noexcept nogil:
+    cdef fuse_release_in *arg = <fuse_release_in *> r.op_in
+    cdef Server *s = server_of(r)
+    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    if h == NULL:
+        return -EBADF
+    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+        return later(r, blocking_release)
+    return blocking_release(r)
+
+
+cdef int blocking_release(Request *r) noexcept nogil:
+    handle_close(&server_of(r).inodes, <uint32_t> (<fuse_release_in *> r.op_in).fh)
+    r.ctx.stats.releases += 1
+    return 0

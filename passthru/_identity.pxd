@@ -1,0 +1,77 @@
+# Acting as the caller: fsuid, fsgid and supplementary groups of this thread alone, by raw system
+# calls (glibc's wrappers change every thread). Group before user: with the user goes the right to
+# change groups. There is one way out, and a restore that fails ends the process.
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport abort
+
+from passthru._abi cimport (
+    FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_setfsgid, sys_setfsuid, sys_setgroups,
+)
+from passthru._libc cimport EINVAL, umask
+from passthru._request cimport Context, Request
+
+
+cdef inline int supplementary_group(Request *r, gid_t *gid) noexcept nogil:
+    """The group of FUSE_EXT_GROUPS (one at the most): 1, 0 if none came, -EINVAL if malformed."""
+    cdef uint32_t total = <uint32_t> r.h.total_extlen * 8
+    cdef uint32_t at = 0
+    cdef char *ext
+    cdef fuse_ext_header *e
+    if total == 0:
+        return 0
+    if total > r.arg_len:
+        return -EINVAL
+    ext = r.arg + r.arg_len - total
+    while at + sizeof(fuse_ext_header) <= total:
+        e = <fuse_ext_header *> (ext + at)
+        if e.size < sizeof(fuse_ext_header) or e.size > total - at:
+            return -EINVAL
+        if e.type == FUSE_EXT_GROUPS and e.size >= sizeof(fuse_ext_header) + 8:
+            if (<uint32_t *> (e + 1))[0] == 0:
+                return 0
+            gid[0] = (<uint32_t *> (e + 1))[1]
+            return 1
+        at += (e.size + 7) & ~7u
+    return 0
+
+
+cdef inline int identity_take(Request *r) noexcept nogil:
+    """Become the request's caller until identity_restore(). 0 or -errno, then nothing has changed."""
+    cdef gid_t group
+    cdef int n, failed
+    if not r.ctx.server.config.identity:
+        return 0
+    n = supplementary_group(r, &group)
+    if n < 0:
+        return n
+    if n or r.ctx.groups:
+        failed = sys_setgroups(n, &group)
+        if failed < 0:
+            return failed
+        r.ctx.groups = n
+    if r.h.gid:
+        sys_setfsgid(r.h.gid)
+    if r.h.uid:
+        sys_setfsuid(r.h.uid)
+    return 0
+
+
+cdef inline void identity_restore(Request *r) noexcept nogil:
+    if not r.ctx.server.config.identity:
+        return
+    # setfsuid(2) tells a failure only by the value that the next call returns.
+    if r.h.uid:
+        sys_setfsuid(0)
+        if sys_setfsuid(0) != 0:
+            abort()
+    if r.h.gid:
+        sys_setfsgid(0)
+        if sys_setfsgid(0) != 0:
+            abort()
+
+
+cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:
+    """This thread's umask (it has unshared CLONE_FS), kept until another one is asked for."""
+    if ctx.mask != mask:
+        umask(mask)
+        ctx.mask = mask

@@ -1,0 +1,151 @@
+# The C library's part of the system interface (section 2 and 3 man pages).
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+from passthru._abi cimport mode_t
+
+cdef extern from "abi.h" nogil:
+    enum:
+        O_PATH, O_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_DIRECT, O_APPEND, O_TRUNC, O_CREAT, O_EXCL
+        O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_SYNC, O_DSYNC, O_TMPFILE, O_NOATIME, O_NOCTTY
+        O_NONBLOCK, O_LARGEFILE
+        AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_REMOVEDIR
+        AT_NO_AUTOMOUNT, AT_EACCESS, AT_STATX_FORCE_SYNC, AT_STATX_DONT_SYNC
+        S_IFMT, S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR, S_IFBLK, S_ISUID, S_ISGID, S_IXGRP
+        STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID
+        UTIME_NOW, UTIME_OMIT
+        RWF_NOWAIT
+        DT_UNKNOWN, DT_DIR
+        PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE
+        EFD_CLOEXEC, EFD_NONBLOCK
+        CLONE_FS
+        PATH_MAX, NAME_MAX, XATTR_SIZE_MAX, XATTR_LIST_MAX
+        EPERM, ENOENT, EINTR, EFAULT, EIO, EBADF, EAGAIN, ENOMEM, EACCES, EBUSY, EEXIST, EXDEV, ENODEV
+        ENOTDIR, EISDIR, EINVAL, ENFILE, EMFILE, ENOSPC, ERANGE, ENOSYS, ENODATA, EOVERFLOW
+        EOPNOTSUPP, ENOTCONN, ECONNABORTED, ESTALE, ECANCELED, ENAMETOOLONG, ELOOP, ENOTSUP
+
+    struct statx_timestamp:
+        int64_t tv_sec
+        uint32_t tv_nsec
+    struct statx:
+        uint32_t stx_mask
+        uint32_t stx_blksize
+        uint64_t stx_attributes
+        uint32_t stx_nlink
+        uint32_t stx_uid
+        uint32_t stx_gid
+        uint16_t stx_mode
+        uint64_t stx_ino
+        uint64_t stx_size
+        uint64_t stx_blocks
+        uint64_t stx_attributes_mask
+        statx_timestamp stx_atime
+        statx_timestamp stx_btime
+        statx_timestamp stx_ctime
+        statx_timestamp stx_mtime
+        uint32_t stx_rdev_major
+        uint32_t stx_rdev_minor
+        uint32_t stx_dev_major
+        uint32_t stx_dev_minor
+        uint64_t stx_mnt_id
+    int c_statx "statx"(int fd, const char *path, int flags, unsigned mask, statx *buf)
+
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct statfs:
+        long f_type
+        long f_bsize
+        uint64_t f_blocks
+        uint64_t f_bfree
+        uint64_t f_bavail
+        uint64_t f_files
+        uint64_t f_ffree
+        long f_namelen
+        long f_frsize
+    struct dirent64:
+        uint64_t d_ino
+        int64_t d_off
+        unsigned short d_reclen
+        unsigned char d_type
+        char d_name[256]
+
+    int open(const char *path, int flags, ...)
+    int openat(int fd, const char *path, int flags, ...)
+    int close(int fd)
+    int dup(int fd)
+    int fstatfs(int fd, statfs *buf)
+    ssize_t readlinkat(int fd, const char *path, char *buf, size_t n)
+    int mkdirat(int fd, const char *path, mode_t mode)
+    int mknodat(int fd, const char *path, mode_t mode, uint64_t dev)
+    int symlinkat(const char *target, int fd, const char *path)
+    int unlinkat(int fd, const char *path, int flags)
+    int linkat(int fd, const char *a, int fd2, const char *b, int flags)
+    int fchownat(int fd, const char *path, unsigned uid, unsigned gid, int flags)
+    int fchmod(int fd, mode_t mode)
+    int fchmodat(int fd, const char *path, mode_t mode, int flags)
+    int faccessat(int fd, const char *path, int mode, int flags)
+    int utimensat(int fd, const char *path, const timespec times[2], int flags)
+    int truncate(const char *path, int64_t size)
+    int ftruncate(int fd, int64_t size)
+    int fallocate(int fd, int mode, int64_t offset, int64_t length)
+    int fsync(int fd)
+    int fdatasync(int fd)
+    int syncfs(int fd)
+    int64_t lseek(int fd, int64_t off, int whence)
+    ssize_t copy_file_range(int fd, int64_t *off, int fd2, int64_t *off2, size_t n, unsigned flags)
+    ssize_t read(int fd, void *buf, size_t n)
+    ssize_t write(int fd, const void *buf, size_t n)
+    ssize_t writev(int fd, const iovec *iov, int n)
+    ssize_t pread(int fd, void *buf, size_t n, int64_t off)
+    ssize_t pwrite(int fd, const void *buf, size_t n, int64_t off)
+    ssize_t preadv2(int fd, const iovec *iov, int n, int64_t off, int flags)
+    ssize_t pwritev2(int fd, const iovec *iov, int n, int64_t off, int flags)
+    ssize_t getxattr(const char *path, const char *name, void *value, size_t size)
+    ssize_t listxattr(const char *path, char *list, size_t size)
+    int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+    int removexattr(const char *path, const char *name)
+    ssize_t fgetxattr(int fd, const char *name, void *value, size_t size)
+    mode_t umask(mode_t mask)
+    int ioctl(int fd, unsigned long request, ...)
+    int eventfd(unsigned value, int flags)
+    int sched_yield()
+    int unshare(int flags)
+    uint64_t makedev(unsigned major, unsigned minor)
+    unsigned major(uint64_t dev)
+    unsigned minor(uint64_t dev)
+    void *mmap(void *addr, size_t n, int prot, int flags, int fd, int64_t off)
+    int munmap(void *addr, size_t n)
+    int madvise(void *addr, size_t n, int advice)
+    enum:
+        MADV_DONTNEED, MADV_HUGEPAGE, MADV_DONTDUMP
+    void *MAP_FAILED
+    void *aligned_alloc(size_t align, size_t size)
+    int snprintf(char *buf, size_t n, const char *fmt, ...)
+    int dprintf(int fd, const char *fmt, ...)
+
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_attr_t:
+        pass
+    ctypedef unsigned long pthread_t
+    int pthread_mutex_init(pthread_mutex_t *m, void *attr)
+    int pthread_mutex_lock(pthread_mutex_t *m)
+    int pthread_mutex_unlock(pthread_mutex_t *m)
+    int pthread_mutex_destroy(pthread_mutex_t *m)
+    int pthread_cond_init(pthread_cond_t *c, void *attr)
+    int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
+    int pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const timespec *t)
+    int pthread_cond_signal(pthread_cond_t *c)
+    int pthread_cond_broadcast(pthread_cond_t *c)
+    int pthread_cond_destroy(pthread_cond_t *c)
+    int pthread_attr_init(pthread_attr_t *a)
+    int pthread_attr_setstacksize(pthread_attr_t *a, size_t n)
+    int pthread_attr_destroy(pthread_attr_t *a)
+    int pthread_create(pthread_t *t, pthread_attr_t *a, void *(*fn)(void *) noexcept nogil, void *arg)
+    int pthread_detach(pthread_t t)
+    int pthread_join(pthread_t t, void **ret)

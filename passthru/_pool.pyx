@@ -1,0 +1,180 @@
+"""The pool of threads that run handlers which may wait (fsync, locks, remote sources).
+
+Threads are started when work comes and none is idle, up to a limit; then work queues.
+A pooled request is completed through Request.complete, on the pool's thread.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport abort, calloc, free
+from libc.string cimport memset
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+from passthru._serve cimport context_close, context_open
+from passthru._stats cimport T_POOL
+
+cdef enum:
+    STACK = 256 * 1024
+    MISSED = 64
+
+cdef struct Pool:
+    pthread_mutex_t lock
+    pthread_cond_t work
+    Request *first             # waiting
+    Request *last
+    Request *active            # running, doubly linked
+    unsigned idle
+    unsigned threads
+    unsigned limit
+    bint stop
+    Server *server
+    pthread_t *ids
+    uint64_t missed[MISSED]    # interrupts that came before their request
+    unsigned missed_at
+
+
+cdef extern from * nogil:
+    """
+    #include <signal.h>
+    /* The signal only ends a system call with EINTR. */
+    static void passthru_wake(int sig) { (void)sig; }
+    static int passthru_wake_install(void)
+    {
+        struct sigaction a = { .sa_handler = passthru_wake };
+        return sigaction(SIGUSR1, &a, NULL) < 0 ? -errno : 0;
+    }
+    """
+    int passthru_wake_install()
+    enum:
+        SIGUSR1
+
+
+cdef int pool_start(Server *s, unsigned limit) noexcept nogil:
+    """An empty pool of at most `limit` threads. 0 or -errno."""
+    cdef Pool *p = <Pool *> calloc(1, sizeof(Pool))
+    if p == NULL:
+        return -ENOMEM
+    p.ids = <pthread_t *> calloc(limit, sizeof(pthread_t))
+    if p.ids == NULL:
+        free(p)
+        return -ENOMEM
+    p.limit = limit
+    p.server = s
+    pthread_mutex_init(&p.lock, NULL)
+    pthread_cond_init(&p.work, NULL)
+    s.pool = p
+    return passthru_wake_install()
+
+
+cdef void pool_stop(Server *s) noexcept nogil:
+    """Let what runs or waits finish, then end the threads. Waits."""
+    cdef Pool *p = <Pool *> s.pool
+    cdef unsigned i
+    if p == NULL:
+        return
+    pthread_mutex_lock(&p.lock)
+    p.stop = True
+    pthread_cond_broadcast(&p.work)
+    pthread_mutex_unlock(&p.lock)
+    for i in range(p.threads):
+        pthread_join(p.ids[i], NULL)
+    pthread_mutex_destroy(&p.lock)
+    pthread_cond_destroy(&p.work)
+    free(p.ids)
+    free(p)
+    s.pool = NULL
+
+
+cdef int pool_submit(Request *r, Handler blocking) noexcept nogil:
+    """Have a pool thread run blocking(r) and complete r. PENDING, or -EAGAIN if no thread can be had."""
+    cdef Pool *p = <Pool *> r.ctx.server.pool
+    cdef pthread_attr_t attr
+    cdef bint started = True
+    r.blocking = blocking
+    r.next = NULL
+    r.tid = 0
+    r.ctx.stats.io_pool += 1
+    pthread_mutex_lock(&p.lock)
+    if p.idle == 0 and p.threads < p.limit:
+        pthread_attr_init(&attr)
+        pthread_attr_setstacksize(&attr, STACK)
+        if pthread_create(&p.ids[p.threads], &attr, pool_thread, p) == 0:
+            p.threads += 1
+        else:
+            started = p.threads > 0
+        pthread_attr_destroy(&attr)
+    if started:
+        if p.last != NULL:
+            p.last.next = r
+        else:
+            p.first = r
+        p.last = r
+        r.ctx.pooled += 1
+        pthread_cond_signal(&p.work)
+    pthread_mutex_unlock(&p.lock)
+    return PENDING if started else -EAGAIN
+
+
+cdef void *pool_thread(void *arg) noexcept nogil:
+    cdef Pool *p = <Pool *> arg
+    cdef Context ctx
+    cdef Request *r
+    cdef unsigned i
+    cdef int result
+    if context_open(&ctx, p.server, T_POOL, -1) < 0:
+        abort()  # it has been counted on: requests wait for it
+    pthread_mutex_lock(&p.lock)
+    while True:
+        while p.first == NULL and not p.stop:
+            p.idle += 1
+            pthread_cond_wait(&p.work, &p.lock)
+            p.idle -= 1
+        r = p.first
+        if r == NULL:
+            break
+        p.first = r.next
+        if p.first == NULL:
+            p.last = NULL
+        r.tid = sys_gettid()
+        r.prev = NULL
+        r.next = p.active
+        if p.active != NULL:
+            p.active.prev = r
+        p.active = r
+        for i in range(MISSED):
+            if p.missed[i] == r.h.unique:
+                r.interrupted = 1
+        pthread_mutex_unlock(&p.lock)
+        r.ctx = &ctx
+        result = r.blocking(r)
+        pthread_mutex_lock(&p.lock)
+        if r.next != NULL:
+            r.next.prev = r.prev
+        if r.prev != NULL:
+            r.prev.next = r.next
+        else:
+            p.active = r.next
+        pthread_mutex_unlock(&p.lock)
+        r.complete(r, result)
+        pthread_mutex_lock(&p.lock)
+    pthread_mutex_unlock(&p.lock)
+    context_close(&ctx)
+    return NULL
+
+
+cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil:
+    """INTERRUPT of request `unique`: end its wait, now or when a thread takes it up."""
+    cdef Pool *p = <Pool *> s.pool
+    cdef Request *r
+    pthread_mutex_lock(&p.lock)
+    r = p.active
+    while r != NULL and r.h.unique != unique:
+        r = r.next
+    if r != NULL:
+        r.interrupted = 1
+        if r.interruptible:
+            sys_tgkill(r.tid, SIGUSR1)
+    else:
+        p.missed[p.missed_at] = unique
+        p.missed_at = (p.missed_at + 1) % MISSED
+    pthread_mutex_unlock(&p.lock)

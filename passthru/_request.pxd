@@ -1,0 +1,106 @@
+# What a request, a serving thread and a session are to the handlers. Handlers see neither transport
+# nor dialect: a Request has its arguments, room for the reply, and a way to be completed later.
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+
+from passthru._abi cimport FUSE_OPCODES, fuse_in_header
+from passthru._inode cimport Handle, InodeTable
+from passthru._slab cimport Slab
+from passthru._stats cimport StatsHeader, ThreadStats
+from passthru._uring cimport Uring
+
+cdef enum:
+    # A handler's result is the length of the reply's body, -errno, or one of these.
+    PENDING = -0x10000000  # a CQE or a pool thread will complete it
+    NOREPLY = -0x10000001  # FORGET and kin
+    # user_data of an SQE: a pointer and what its CQE is
+    KIND_COMMAND = 0
+    KIND_IO = 1
+    KIND_WAKE = 2
+    KIND_SETUP = 3
+    KIND_MASK = 7
+    SCRATCH_SIZE = 65536
+
+ctypedef int (*Handler)(Request *r) noexcept nogil
+ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
+ctypedef void (*Completer)(Request *r, int result) noexcept nogil
+
+cdef struct Config:
+    uint32_t max_write
+    uint32_t payload_size
+    uint64_t attr_valid        # timeouts
+    uint32_t attr_valid_nsec
+    uint64_t entry_valid
+    uint32_t entry_valid_nsec
+    uint64_t negative_valid
+    uint32_t negative_valid_nsec
+    uint64_t init_flags        # negotiated
+    uint64_t spin_ns
+    uint64_t fixed_budget      # bytes of payload memory that may be pinned
+    int identity               # act as the caller (the daemon may change its ids)
+    int xattr                  # serve extended attributes
+    int debug
+    int writeback
+
+cdef struct Server:            # one mount
+    Config config
+    InodeTable inodes
+    Slab handles
+    StatsHeader *stats
+    ThreadStats *thread_stats
+    uint32_t max_threads
+    uint32_t threads           # thread ids given out
+    void *pool                 # Pool
+    Handler dispatch
+    uint32_t fixed_bytes       # pinned so far, in KiB
+    uint32_t stop
+    int root_fd
+    # The mountpoint, if it lies below the source: its name must not be walked into our own mount.
+    uint64_t below_dev
+    uint64_t below_ino
+    char below_name[256]
+    int below_fd               # what lies under the mount; -1: it is elsewhere
+
+cdef struct Context:           # one serving thread
+    Server *server
+    Uring *ring                # NULL: none
+    ThreadStats *stats
+    unsigned id
+    unsigned inflight          # backing I/O on the ring
+    unsigned pooled            # requests with the pool, to be taken back here
+    unsigned mask              # this thread's umask
+    unsigned groups            # supplementary groups now set
+    uint64_t patience          # until then (ns) no backing write is tried inline
+    char *scratch              # SCRATCH_SIZE bytes
+
+cdef struct Request:
+    fuse_in_header h           # copied: a ring's out header overwrites it
+    void *op_in                # the opcode's first argument
+    char *arg                  # what follows it: names, values, write data
+    uint32_t arg_len
+    uint32_t out_cap
+    char *out                  # the reply's body; may be the same memory as arg
+    Context *ctx
+    Completer complete         # from another thread
+    # Waiting I/O (_copy)
+    Finisher finish            # continues after a backing CQE
+    Handler blocking           # runs on a pool thread
+    Handle *handle
+    int fd
+    uint32_t len
+    uint32_t done
+    uint64_t off
+    char *buf
+    char *payload              # registered or to be registered, in slot buf_index
+    uint32_t payload_len
+    uint32_t fixed_len         # bytes of payload registered
+    uint16_t buf_index
+    uint16_t interrupted
+    uint16_t interruptible     # a signal may end its wait (locks)
+    int result
+    int tid                    # pool thread that runs it
+    Request *next
+    Request *prev
+
+
+cdef inline Server *server_of(Request *r) noexcept nogil:
+    return r.ctx.server

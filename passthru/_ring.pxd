@@ -1,0 +1,56 @@
+# FUSE over io_uring: queues, their entries, and the thread that serves them.
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from passthru._abi cimport fuse_uring_req_header, io_uring_sqe
+from passthru._copy cimport Payloads
+from passthru._request cimport Context, Request, Server
+from passthru._uring cimport Uring
+
+cdef enum:
+    # Entry.state
+    E_NEW = 0
+    E_KERNEL = 1           # registered or committed: header slot and payload are the kernel's
+    E_OURS = 2             # CQE with res 0 seen: one commit is owed
+    E_GONE = 3             # the kernel has let go of it for good
+
+cdef struct Queue:
+    Worker *worker
+    unsigned qid
+    unsigned depth
+    Entry *entries         # [depth]
+    fuse_uring_req_header *slots  # header slots [depth], indexed by entry
+    Payloads payloads
+    # Left behind by the dialect's set-up: a request's payload is
+    # entry.payload + (location & location_mask) * location_scale.
+    uint32_t location_mask
+    uint32_t location_scale
+    io_uring_sqe commit    # ready but for user_data and commit_id
+
+cdef struct Entry:
+    Request req            # first: a Request of the ring is its Entry
+    Queue *queue
+    fuse_uring_req_header *slot
+    char *payload
+    uint64_t commit_id
+    unsigned id
+    unsigned state
+
+cdef struct Worker:        # a thread with an io_uring, serving one or more queues
+    Context ctx
+    Uring ring
+    Queue *queues
+    unsigned nqueues
+    unsigned alive         # entries not gone
+    int fuse_fd
+    int cpu                # -1: not pinned
+    int wake_fd            # eventfd: completions or stop
+    uint64_t wake_value
+    bint wake_armed
+    void *completed        # Request *, pushed by pool threads
+    int error              # why the ring cannot be used, -errno
+
+cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, int cpu) noexcept nogil
+cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil
+cdef void worker_serve(Worker *w) noexcept nogil
+cdef void worker_wake(Worker *w) noexcept nogil
+cdef void worker_close(Worker *w) noexcept nogil

@@ -1,0 +1,370 @@
+"""Queues, ring entries and the loop that serves them.
+
+An entry goes: with the kernel -> ours (CQE, res 0) -> [backing I/O or pool] -> committed.
+Exactly one COMMIT_AND_FETCH follows each CQE with res 0; header slot and payload are
+touched in between only. All ready CQEs are handled before one io_uring_enter(2).
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from passthru._abi cimport *
+from passthru._copy cimport payload_at, payloads_map, payloads_unmap
+from passthru._libc cimport *
+from passthru._ops cimport op_in_size
+from passthru._request cimport *
+from passthru._serve cimport context_close, context_open
+from passthru._stats cimport T_QUEUE
+from passthru._uring cimport *
+
+cdef enum:
+    SPARE_SQES = 8         # wake-up and cancel beside one SQE an entry
+
+
+# ---------------------------------------------------------------- set-up
+
+cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned first_slot) noexcept nogil:
+    cdef Server *s = w.ctx.server
+    cdef size_t payload = s.config.payload_size
+    cdef size_t slots = (depth * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+    cdef unsigned n
+    cdef Entry *e
+    cdef void *m
+    q.worker = w
+    q.qid = qid
+    q.depth = depth
+    q.entries = <Entry *> aligned_alloc(64, (depth * sizeof(Entry) + 63) & ~<size_t> 63)
+    if q.entries == NULL:
+        return -ENOMEM
+    memset(q.entries, 0, depth * sizeof(Entry))
+    m = mmap(NULL, slots, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if m == MAP_FAILED:
+        return -ENOMEM
+    q.slots = <fuse_uring_req_header *> m
+    if payloads_map(&q.payloads, depth, payload, first_slot) < 0:
+        return -ENOMEM
+    for n in range(depth):
+        e = &q.entries[n]
+        e.queue = q
+        e.id = n
+        e.slot = &q.slots[n]
+        e.payload = payload_at(&q.payloads, n)
+        e.req.payload = e.payload
+        e.req.payload_len = <uint32_t> payload
+        e.req.buf_index = <uint16_t> (first_slot + n)
+        e.req.ctx = &w.ctx
+        e.req.complete = entry_complete_remote
+    return 0
+
+
+cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, int cpu) noexcept nogil:
+    """Make the calling thread the server of `nqueues` queues of `depth` entries. 0 or -errno.
+
+    All that can fail before the kernel is asked to use the ring happens here.
+    """
+    cdef unsigned n
+    cdef int r
+    memset(w, 0, sizeof(Worker))
+    w.wake_fd = -1
+    w.ring.fd = -1
+    w.cpu = cpu
+    r = context_open(&w.ctx, s, T_QUEUE, cpu)
+    if r < 0:
+        return r
+    r = uring_open(&w.ring, nqueues * depth + SPARE_SQES)
+    if r < 0:
+        return r
+    w.ctx.ring = &w.ring
+    r = uring_buffers_sparse(&w.ring, nqueues * depth)
+    if r < 0:
+        s.config.fixed_budget = 0  # before 5.19; plain READ and WRITE do
+    w.wake_fd = eventfd(0, EFD_CLOEXEC)
+    if w.wake_fd < 0:
+        return -errno
+    w.queues = <Queue *> calloc(nqueues, sizeof(Queue))
+    if w.queues == NULL:
+        return -ENOMEM
+    w.nqueues = nqueues
+    for n in range(nqueues):
+        r = queue_open(&w.queues[n], w, qids[n], depth, n * depth)
+        if r < 0:
+            return r
+    return 0
+
+
+cdef void worker_close(Worker *w) noexcept nogil:
+    """After worker_serve(): no CQE can come any more, so memory can go. The ring goes first."""
+    cdef unsigned n
+    uring_close(&w.ring)
+    if w.wake_fd >= 0:
+        close(w.wake_fd)
+    for n in range(w.nqueues):
+        payloads_unmap(&w.queues[n].payloads)
+        if w.queues[n].slots != NULL:
+            munmap(w.queues[n].slots, (w.queues[n].depth * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095)
+        free(w.queues[n].entries)
+    free(w.queues)
+    context_close(&w.ctx)
+    memset(w, 0, sizeof(Worker))
+    w.ring.fd = -1
+    w.wake_fd = -1
+
+
+# ------------------------------------------------- the per-entry dialect
+
+cdef fuse_uring_cmd_req *command(io_uring_sqe *sqe, Queue *q, unsigned cmd) noexcept nogil:
+    sqe.opcode = IORING_OP_URING_CMD
+    sqe.fd = q.worker.fuse_fd
+    sqe.off = cmd
+    (<fuse_uring_cmd_req *> sqe.cmd).qid = <uint16_t> q.qid
+    return <fuse_uring_cmd_req *> sqe.cmd
+
+
+cdef void per_entry_register(Entry *e, iovec *iov) noexcept nogil:
+    """REGISTER with iovec {header slot, payload}; the kernel reads the iovec at submission."""
+    cdef io_uring_sqe *sqe = uring_sqe(&e.queue.worker.ring)
+    command(sqe, e.queue, FUSE_IO_URING_CMD_REGISTER)
+    iov[0].iov_base = e.slot
+    iov[0].iov_len = sizeof(fuse_uring_req_header)
+    iov[1].iov_base = e.payload
+    iov[1].iov_len = e.queue.payloads.size
+    sqe.addr = <uint64_t> iov
+    sqe.len = 2
+    sqe.user_data = <uint64_t> e | KIND_COMMAND
+    e.state = E_KERNEL
+
+
+cdef int register_entry(Worker *w, Entry *e) noexcept nogil:
+    """Register one entry and see that the kernel keeps it. 0 or -errno."""
+    cdef iovec iov[2]
+    cdef io_uring_cqe *cqe
+    cdef int r, attempt
+    for attempt in range(1000):
+        per_entry_register(e, iov)
+        r = uring_enter(&w.ring, 0)
+        if r < 0 and r != -EINTR:
+            return r
+        cqe = uring_peek(&w.ring)
+        # A success has no CQE until a request comes, and a failure has its CQE at once.
+        if cqe == NULL or cqe.res == 0:
+            return 0
+        r = cqe.res
+        uring_seen(&w.ring)
+        e.state = E_NEW
+        if r != -EAGAIN:  # INIT's reply is not yet processed
+            return r
+        sched_yield()
+    return -EAGAIN
+
+
+cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil:
+    """Hand all entries of all queues to the kernel. 0, or -errno and the ring is off for good."""
+    cdef unsigned n, k
+    cdef Queue *q
+    cdef int r
+    w.fuse_fd = fuse_fd
+    for n in range(w.nqueues):
+        q = &w.queues[n]
+        q.location_mask = 0  # each entry has its own payload
+        q.location_scale = 0
+        memset(&q.commit, 0, sizeof(io_uring_sqe))
+        command(&q.commit, q, FUSE_IO_URING_CMD_COMMIT_AND_FETCH)
+        for k in range(q.depth):
+            r = register_entry(w, &q.entries[k])
+            if r < 0:
+                return r
+            w.alive += 1
+    return 0
+
+
+# ---------------------------------------------------------------- entries
+
+cdef inline void entry_commit(Entry *e) noexcept nogil:
+    cdef Queue *q = e.queue
+    cdef Worker *w = q.worker
+    cdef io_uring_sqe *sqe = &w.ring.sqes[w.ring.tail & w.ring.sq_mask]
+    ASSERT(e.state == E_OURS)
+    ASSERT(w.ring.tail - atomic_get32(w.ring.sq_khead) < w.ring.sq_entries)
+    memcpy(sqe, &q.commit, sizeof(io_uring_sqe))
+    sqe.user_data = <uint64_t> e | KIND_COMMAND
+    (<fuse_uring_cmd_req *> sqe.cmd).commit_id = e.commit_id
+    w.ring.tail += 1
+    e.state = E_KERNEL
+    w.ctx.stats.commits += 1
+
+
+cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
+    """Write the reply's header over the request's and stage the commit."""
+    cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
+    cdef uint32_t length = 0
+    if result >= 0:
+        length = <uint32_t> result
+        out.error = 0
+    elif result == NOREPLY:
+        out.error = 0
+    else:
+        out.error = result
+        e.queue.worker.ctx.stats.errors += 1
+    out.len = <uint32_t> sizeof(fuse_out_header) + length
+    out.unique = e.req.h.unique
+    e.slot.ring_ent_in_out.payload_sz = length
+    entry_commit(e)
+
+
+cdef inline int entry_request(Entry *e) noexcept nogil:
+    """Make the Request of what the kernel has put into the entry. 0, or -errno if it makes no sense."""
+    cdef Request *r = &e.req
+    cdef fuse_uring_ent_in_out *io = &e.slot.ring_ent_in_out
+    cdef Queue *q = e.queue
+    memcpy(&r.h, e.slot.in_out, sizeof(fuse_in_header))
+    e.commit_id = io.commit_id
+    r.op_in = e.slot.op_in
+    r.arg = e.payload + <size_t> (io.location & q.location_mask) * q.location_scale
+    r.arg_len = io.payload_sz
+    r.out = r.arg
+    r.out_cap = r.payload_len
+    r.interrupted = 0
+    r.interruptible = 0
+    if io.payload_sz > r.payload_len or r.h.len < sizeof(fuse_in_header):
+        return -EIO
+    return 0
+
+
+cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
+    """A command ended without a request. By unmount or abort that is how an entry ends."""
+    if res == -EAGAIN or res == -EINTR:
+        # The commit was not taken: the request is still ours.
+        e.state = E_OURS
+        entry_commit(e)
+        return
+    if res != -ENOTCONN and res != -ECANCELED and res != -ENODEV:
+        w.ctx.stats.entries_lost += 1
+        dprintf(2, "passthru: queue %u entry %u: ring command failed with error %d, entry lost\n",
+                e.queue.qid, e.id, -res)
+    e.state = E_GONE
+    w.alive -= 1
+
+
+cdef void entry_complete_remote(Request *r, int result) noexcept nogil:
+    """Completer of pooled requests: hand the result to the thread that owns the ring."""
+    cdef Entry *e = <Entry *> r
+    cdef Worker *w = e.queue.worker
+    cdef void *head
+    cdef uint64_t one = 1
+    r.result = result
+    while True:
+        head = atomic_getp(&w.completed)
+        r.next = <Request *> head
+        if atomic_casp(&w.completed, head, r):
+            break
+    if head == NULL:
+        write(w.wake_fd, &one, sizeof(one))
+
+
+cdef void take_completed(Worker *w) noexcept nogil:
+    cdef Request *r = <Request *> atomic_swapp(&w.completed, NULL)
+    cdef Request *follow
+    while r != NULL:
+        follow = r.next
+        r.ctx = &w.ctx
+        w.ctx.pooled -= 1
+        entry_finish(<Entry *> r, r.result)
+        r = follow
+
+
+# --------------------------------------------------------------- the loop
+
+cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
+    cdef unsigned kind = <unsigned> (user_data & KIND_MASK)
+    cdef Entry *e = <Entry *> (user_data & ~<uint64_t> KIND_MASK)
+    cdef int result
+    if kind == KIND_COMMAND:
+        ASSERT(e.state == E_KERNEL)
+        if res != 0:
+            entry_gone(w, e, res)
+            return
+        e.state = E_OURS
+        w.ctx.stats.ring_requests += 1
+        result = entry_request(e)
+        if result == 0:
+            result = w.ctx.server.dispatch(&e.req)
+        if result != PENDING:
+            entry_finish(e, result)
+    elif kind == KIND_IO:
+        ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
+        w.ctx.inflight -= 1
+        result = e.req.finish(&e.req, res)
+        if result != PENDING:
+            entry_finish(e, result)
+    else:
+        w.wake_armed = False
+        take_completed(w)
+
+
+cdef void arm_wake(Worker *w) noexcept nogil:
+    cdef io_uring_sqe *sqe = uring_sqe(&w.ring)
+    sqe.opcode = IORING_OP_READ
+    sqe.fd = w.wake_fd
+    sqe.addr = <uint64_t> &w.wake_value
+    sqe.len = sizeof(w.wake_value)
+    sqe.user_data = KIND_WAKE
+    w.wake_armed = True
+
+
+cdef inline bint spin(Worker *w) noexcept nogil:
+    """Yield the CPU to the clients for a while instead of sleeping. True: there is a CQE."""
+    cdef uint64_t end = now_ns() + w.ctx.server.config.spin_ns
+    while not uring_ready(&w.ring):
+        if uring_taskrun(&w.ring):
+            uring_enter(&w.ring, 0)
+            w.ctx.stats.enters += 1
+        else:
+            sched_yield()
+        if now_ns() > end:
+            return uring_ready(&w.ring)
+    return True
+
+
+cdef void worker_serve(Worker *w) noexcept nogil:
+    """Serve until all entries are gone, or until the session stops and nothing is in flight."""
+    cdef io_uring_cqe *cqe
+    cdef Server *s = w.ctx.server
+    cdef unsigned batch
+    cdef int r
+    arm_wake(w)
+    while w.alive or w.ctx.inflight or w.ctx.pooled:
+        batch = 0
+        while True:
+            cqe = uring_peek(&w.ring)
+            if cqe == NULL:
+                break
+            batch += 1
+            # The slot of a CQE may be overwritten once it is seen; what follows may take a while.
+            handle_cqe(w, cqe.user_data, cqe.res)
+            uring_seen(&w.ring)
+        if atomic_get32(&s.stop) and not w.ctx.inflight and not w.ctx.pooled:
+            uring_enter(&w.ring, 0)  # what is committed reaches the kernel
+            break
+        if not w.wake_armed:
+            arm_wake(w)
+        w.ctx.stats.enters += 1
+        # Spin not while backing I/O is in flight: its completion would wait for the end of it.
+        if batch and s.config.spin_ns and not w.ctx.inflight and not w.ctx.pooled:
+            r = uring_enter(&w.ring, 0)
+            if r == 0 and (uring_ready(&w.ring) or spin(w)):
+                continue
+            w.ctx.stats.enters += 1
+        w.ctx.stats.sleeps += 1
+        r = uring_enter(&w.ring, 1)
+        if r < 0 and r not in (-EINTR, -EAGAIN, -EBUSY):
+            dprintf(2, "passthru: io_uring_enter: error %d, queue thread ends\n", -r)
+            w.error = r
+            break
+
+
+cdef void worker_wake(Worker *w) noexcept nogil:
+    """From another thread: look at Server.stop."""
+    cdef uint64_t one = 1
+    if w.wake_fd >= 0:
+        write(w.wake_fd, &one, sizeof(one))

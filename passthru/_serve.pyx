@@ -1,0 +1,57 @@
+"""What every serving thread sets up for itself: scratch memory, its umask, its groups, its counters."""
+from libc.errno cimport errno
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+
+
+cdef extern from * nogil:
+    """
+    #include <signal.h>
+    /* Signals belong to the main thread; SIGUSR1 wakes a serving thread out of a system call. */
+    static void passthru_mask_signals(void)
+    {
+        sigset_t set;
+        sigfillset(&set);
+        sigdelset(&set, SIGUSR1);
+        sigdelset(&set, SIGSEGV);
+        sigdelset(&set, SIGBUS);
+        sigdelset(&set, SIGABRT);
+        pthread_sigmask(SIG_SETMASK, &set, NULL);
+    }
+    """
+    void passthru_mask_signals()
+
+
+cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept nogil:
+    """Make the calling thread a serving thread. 0 or -errno."""
+    cdef int r
+    memset(ctx, 0, sizeof(Context))
+    ctx.server = s
+    ctx.id = atomic_add32(&s.threads, 1)
+    if ctx.id >= s.max_threads:
+        return -EAGAIN
+    passthru_mask_signals()
+    # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
+    if unshare(CLONE_FS) < 0:
+        return -errno
+    umask(0)
+    if s.config.identity:
+        r = sys_setgroups(0, NULL)
+        if r < 0:
+            return r
+    ctx.scratch = <char *> aligned_alloc(4096, SCRATCH_SIZE)
+    if ctx.scratch == NULL:
+        return -ENOMEM
+    ctx.stats = &s.thread_stats[ctx.id]
+    ctx.stats.kind = kind
+    ctx.stats.cpu = cpu
+    return 0
+
+
+cdef void context_close(Context *ctx) noexcept nogil:
+    free(ctx.scratch)
+    ctx.scratch = NULL

@@ -1,0 +1,251 @@
+"""One mount's server as Python sees it: thin wrappers around the C structures.
+
+Threads are Python threads that stay in one `with nogil` call for their life; Python
+brings them up and down (session.py), and no Python object is touched while they serve.
+"""
+import os
+
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strncpy
+
+from passthru._abi cimport *
+from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._ops cimport dispatch, ops_init
+from passthru._pool cimport pool_start, pool_stop
+from passthru._request cimport *
+from passthru._ring cimport Worker, worker_close, worker_open, worker_register, worker_serve, worker_wake
+from passthru._slab cimport slab_destroy, slab_init
+from passthru._stats cimport *
+
+DEBUG = bool(DEBUG_BUILD)
+OPCODES = FUSE_OPCODES
+
+
+cdef int check(int r, what) except -1:
+    if r < 0:
+        raise OSError(-r, os.strerror(-r), what)
+    return r
+
+
+def split_timeout(double seconds):
+    """(seconds, nanoseconds) of a timeout in seconds."""
+    whole = int(seconds)
+    return whole, min(int((seconds - whole) * 1e9), 999999999)
+
+
+cdef class ServerCore:
+    """Tables, pool and configuration of one mount.
+
+    root_fd: the source directory, opened O_RDONLY; stays the caller's. stats: a writable
+    buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
+    Raises OSError with the failing call's errno.
+    """
+    cdef Server s
+    cdef object stats_buffer
+    cdef char *stats_base
+
+    def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
+                  unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
+                  double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
+                  bint xattr, bint writeback):
+        cdef char[::1] view = stats
+        cdef int fd
+        memset(&self.s, 0, sizeof(Server))
+        self.s.below_fd = -1
+        if view.shape[0] < stats_size(max_threads):
+            raise ValueError("stats buffer too small")
+        self.stats_buffer = view
+        self.stats_base = &view[0]
+        self.s.stats = <StatsHeader *> self.stats_base
+        self.s.thread_stats = <ThreadStats *> (self.stats_base + 4096)
+        self.s.max_threads = max_threads
+        self.s.root_fd = root_fd
+        cdef Config *c = &self.s.config
+        c.max_write = max_write
+        c.payload_size = payload_size
+        c.attr_valid, c.attr_valid_nsec = split_timeout(attr_timeout)
+        c.entry_valid, c.entry_valid_nsec = split_timeout(entry_timeout)
+        c.negative_valid, c.negative_valid_nsec = split_timeout(entry_timeout)
+        c.spin_ns = <uint64_t> (spin_us * 1000)
+        c.fixed_budget = fixed_budget
+        c.identity = identity
+        c.xattr = xattr
+        c.writeback = writeback
+        ops_init()
+        self.s.dispatch = dispatch
+        check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
+        fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        check(-errno if fd < 0 else 0, "source")
+        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")
+        check(pool_start(&self.s, pool_threads), "thread pool")
+        self.s.stats.version = STATS_VERSION
+        self.s.stats.block_size = sizeof(ThreadStats)
+        self.s.stats.threads = max_threads
+        self.s.stats.pid = os.getpid()
+        self.s.stats.max_write = max_write
+        self.s.stats.payload_size = payload_size
+        self.s.stats.magic = STATS_MAGIC
+
+    def negotiated(self, uint64_t flags, unsigned minor):
+        """The INIT reply's flags and minor version."""
+        self.s.config.init_flags = flags
+        self.s.stats.init_flags = flags
+        self.s.stats.minor = minor
+
+    def serving(self, unsigned transport, unsigned dialect, unsigned queues, unsigned depth,
+                uint64_t fuse_dev, uint64_t mount_id, bytes source, bytes mountpoint):
+        """Tell the status page what serves this mount."""
+        cdef StatsHeader *h = self.s.stats
+        h.transport = transport
+        h.dialect = dialect
+        h.queues = queues
+        h.depth = depth
+        h.fuse_dev = fuse_dev
+        h.mount_id = mount_id
+        strncpy(h.source, source, sizeof(h.source) - 1)
+        strncpy(h.mountpoint, mountpoint, sizeof(h.mountpoint) - 1)
+
+    def mounted_below(self, uint64_t dev, uint64_t ino, bytes name, int fd):
+        """The mountpoint is `name` in the source's directory (dev, ino); fd, taken over, is what lies under it."""
+        if len(name) > 255:
+            raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG), os.fsdecode(name))
+        strncpy(self.s.below_name, name, sizeof(self.s.below_name) - 1)
+        self.s.below_dev = dev
+        self.s.below_ino = ino
+        self.s.below_fd = fd
+
+    @property
+    def source_by_handle(self):
+        """Inodes are held by file handle, not by open fds."""
+        return bool(self.s.inodes.fs[0].flags & FS_HANDLES)
+
+    @property
+    def live(self):
+        """(inodes, handles) known now; the root counts."""
+        return self.s.inodes.slab.live, self.s.handles.live
+
+    def stop(self):
+        """Ask all threads to end when they have nothing in flight; wake them besides."""
+        atomic_set32(&self.s.stop, 1)
+
+    def close(self):
+        """Free everything. All serving threads must have ended."""
+        with nogil:
+            pool_stop(&self.s)
+        if self.s.below_fd >= 0:
+            close(self.s.below_fd)
+            self.s.below_fd = -1
+        table_destroy(&self.s.inodes)
+        handles_destroy(&self.s.handles)
+
+
+cdef void handles_destroy(Slab *handles) noexcept nogil:
+    cdef uint64_t n
+    cdef Handle *h
+    if handles.directory == NULL:
+        return
+    for n in range(<uint64_t> handles.chunks << 10):
+        h = <Handle *> slab_at(handles, n)
+        if h != NULL and h.kind != H_FREE:
+            close(h.fd)
+            if h.buffered_fd >= 0:
+                close(h.buffered_fd)
+            free(h.buf)
+    slab_destroy(handles)
+
+
+def stats_size(unsigned max_threads):
+    """Bytes of the status page for that many serving threads."""
+    return 4096 + max_threads * sizeof(ThreadStats)
+
+
+cdef class QueueThread:
+    """The server of some queues. open(), register() and serve() are called by one thread, its own."""
+    cdef ServerCore core
+    cdef Worker w
+    cdef bint opened
+
+    def __cinit__(self, ServerCore core):
+        self.core = core
+        memset(&self.w, 0, sizeof(Worker))
+        self.w.wake_fd = -1
+
+    def open(self, qids, unsigned depth, int cpu):
+        """Create the ring, header slots and payload memory for the queues `qids`. OSError if it cannot be."""
+        cdef unsigned *ids = <unsigned *> calloc(len(qids), sizeof(unsigned))
+        cdef unsigned n
+        cdef int r
+        cdef unsigned count = len(qids)
+        if ids == NULL:
+            raise MemoryError()
+        for n in range(count):
+            ids[n] = qids[n]
+        with nogil:
+            r = worker_open(&self.w, &self.core.s, ids, count, depth, cpu)
+        free(ids)
+        self.opened = True
+        check(r, "io_uring")
+
+    def register(self, int fuse_fd):
+        """Hand all entries to the kernel. OSError: the ring is off for this connection."""
+        cdef int r
+        with nogil:
+            r = worker_register(&self.w, fuse_fd)
+        check(r, "FUSE_IO_URING_CMD_REGISTER")
+
+    def serve(self):
+        """Serve until the connection ends or the session stops. Entries that the kernel still has."""
+        with nogil:
+            worker_serve(&self.w)
+        return self.w.alive
+
+    def wake(self):
+        worker_wake(&self.w)
+
+    def close(self):
+        """Free ring and memory; refused (False) while the kernel may still write to it."""
+        if not self.opened:
+            return True
+        if self.w.alive or self.w.ctx.inflight:
+            return False
+        with nogil:
+            worker_close(&self.w)
+        self.opened = False
+        return True
+
+
+cdef class ReaderThread:
+    """A reader of /dev/fuse; all methods but wake() are called by its own thread."""
+    cdef ServerCore core
+    cdef DevThread t
+
+    def __cinit__(self, ServerCore core):
+        self.core = core
+        memset(&self.t, 0, sizeof(DevThread))
+        self.t.fd = -1
+
+    def open(self, int fd):
+        """Serve `fd`, which it takes over."""
+        cdef int r
+        with nogil:
+            r = dev_open(&self.t, &self.core.s, fd)
+        check(r, "/dev/fuse")
+
+    def serve(self):
+        """Serve until the connection ends or the session stops; the errno that ended it, or 0."""
+        with nogil:
+            dev_serve(&self.t)
+        return self.t.error
+
+    def wake(self):
+        """Get the thread out of read(2); to be repeated until it has ended."""
+        if self.t.tid:
+            sys_tgkill(self.t.tid, 10)
+
+    def close(self):
+        with nogil:
+            dev_close(&self.t)

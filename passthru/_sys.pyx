@@ -1,0 +1,89 @@
+"""System calls that Python has no wrapper for: the mount API, statx mount ids, FUSE ioctls.
+
+All raise OSError; those that may wait release the GIL.
+"""
+import os
+
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+
+
+cdef extern from "sys/mount.h" nogil:
+    int c_umount2 "umount2"(const char *target, int flags)
+
+
+cdef int check(int r, what) except -1:
+    if r < 0:
+        raise OSError(-r, os.strerror(-r), what)
+    return r
+
+
+def fsopen(bytes fstype):
+    """fsopen(2), close-on-exec."""
+    return check(sys_fsopen(fstype, 1), "fsopen")
+
+
+def fsconfig_string(int fd, bytes key, bytes value):
+    """fsconfig(2) FSCONFIG_SET_STRING."""
+    check(sys_fsconfig(fd, 1, key, value, 0), os.fsdecode(key))
+
+
+def fsconfig_flag(int fd, bytes key):
+    """fsconfig(2) FSCONFIG_SET_FLAG."""
+    check(sys_fsconfig(fd, 0, key, NULL, 0), os.fsdecode(key))
+
+
+def fsconfig_create(int fd):
+    """fsconfig(2) FSCONFIG_CMD_CREATE; with SYNC_INIT it waits until INIT is answered."""
+    cdef int r
+    with nogil:
+        r = sys_fsconfig(fd, 6, NULL, NULL, 0)
+    check(r, "fsconfig")
+
+
+def fsmount(int fd, unsigned attributes):
+    """fsmount(2): an fd of the new, detached mount."""
+    return check(sys_fsmount(fd, 1, attributes), "fsmount")
+
+
+def move_mount(int mount_fd, int target_fd):
+    """move_mount(2) of a detached mount onto the object that target_fd refers to."""
+    check(sys_move_mount(mount_fd, "", target_fd, "", 0x4 | 0x40), "move_mount")
+
+
+def umount(bytes target, int flags):
+    """umount2(2)."""
+    cdef int r
+    cdef const char *path = target
+    with nogil:
+        r = -errno if c_umount2(path, flags) < 0 else 0
+    check(r, os.fsdecode(target))
+
+
+def mount_identity(int fd):
+    """(st_dev, mount id) of an object, without asking its filesystem (AT_STATX_DONT_SYNC)."""
+    cdef statx stx
+    cdef int r
+    with nogil:
+        r = c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &stx)
+    check(-errno if r < 0 else 0, "statx")
+    return os.makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_mnt_id
+
+
+def clone_fuse_fd(int fd):
+    """A further fd of the same FUSE connection, with a queue of its own (FUSE_DEV_IOC_CLONE)."""
+    cdef uint32_t session = fd
+    cdef int new = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    if ioctl(new, FUSE_DEV_IOC_CLONE, &session) < 0:
+        e = errno
+        os.close(new)
+        raise OSError(e, os.strerror(e), "FUSE_DEV_IOC_CLONE")
+    return new
+
+
+def sync_init(int fd):
+    """Make mount(2) wait for INIT's answer (FUSE_DEV_IOC_SYNC_INIT, Linux 6.18). False if unknown."""
+    return ioctl(fd, FUSE_DEV_IOC_SYNC_INIT) == 0

@@ -1,0 +1,112 @@
+"""io_uring set-up and tear-down (io_uring_setup(2), io_uring_register(2))."""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+
+# Best first. SINGLE_ISSUER + DEFER_TASKRUN need 6.1, TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18.
+cdef unsigned FLAGS[3]
+FLAGS[0] = (IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
+            | IORING_SETUP_TASKRUN_FLAG)
+FLAGS[1] = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG
+FLAGS[2] = 0
+
+
+cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
+    """Create and map a ring of 128-byte SQEs for the calling thread. 0 or -errno.
+
+    The CQ takes twice the SQ's entries: every request has at most one SQE out.
+    """
+    cdef io_uring_params p
+    cdef char *m
+    cdef int fd = -EINVAL
+    cdef unsigned i
+    cdef size_t sq_len, cq_len
+    cdef uint32_t *array
+    memset(u, 0, sizeof(Uring))
+    u.fd = -1
+    for i in range(3):
+        memset(&p, 0, sizeof(p))
+        p.flags = FLAGS[i] | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP
+        fd = sys_io_uring_setup(entries, &p)
+        if fd != -EINVAL:
+            break
+    if fd < 0:
+        return fd
+    u.fd = fd
+    u.setup_flags = p.flags
+    if p.sq_entries < entries or not p.features & IORING_FEAT_SINGLE_MMAP \
+            or not p.features & IORING_FEAT_NODROP:
+        uring_close(u)
+        return -EOPNOTSUPP
+    sq_len = p.sq_off.array + p.sq_entries * sizeof(uint32_t)
+    cq_len = p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe)
+    u.ring_len = sq_len if sq_len > cq_len else cq_len
+    u.ring_map = mmap(NULL, u.ring_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
+                      IORING_OFF_SQ_RING)
+    if u.ring_map == MAP_FAILED:
+        u.ring_map = NULL
+        uring_close(u)
+        return -ENOMEM
+    u.sqes_len = p.sq_entries * sizeof(io_uring_sqe)
+    u.sqes = <io_uring_sqe *> mmap(NULL, u.sqes_len, PROT_READ | PROT_WRITE,
+                                   MAP_SHARED | MAP_POPULATE, fd, IORING_OFF_SQES)
+    if <void *> u.sqes == MAP_FAILED:
+        u.sqes = NULL
+        uring_close(u)
+        return -ENOMEM
+    m = <char *> u.ring_map
+    u.sq_khead = <uint32_t *> (m + p.sq_off.head)
+    u.sq_ktail = <uint32_t *> (m + p.sq_off.tail)
+    u.sq_kflags = <uint32_t *> (m + p.sq_off.flags)
+    u.sq_mask = (<uint32_t *> (m + p.sq_off.ring_mask))[0]
+    u.sq_entries = p.sq_entries
+    u.cq_khead = <uint32_t *> (m + p.cq_off.head)
+    u.cq_ktail = <uint32_t *> (m + p.cq_off.tail)
+    u.cq_mask = (<uint32_t *> (m + p.cq_off.ring_mask))[0]
+    u.cqes = <io_uring_cqe *> (m + p.cq_off.cqes)
+    array = <uint32_t *> (m + p.sq_off.array)
+    for i in range(p.sq_entries):  # SQEs are used in order, for good
+        array[i] = i
+    u.tail = atomic_get32(u.sq_ktail)
+    u.head = atomic_get32(u.cq_khead)
+    return 0
+
+
+cdef void uring_close(Uring *u) noexcept nogil:
+    """Unmap and close. Closing also gives registered buffers back, when the last request is done."""
+    if u.sqes != NULL:
+        munmap(u.sqes, u.sqes_len)
+        u.sqes = NULL
+    if u.ring_map != NULL:
+        munmap(u.ring_map, u.ring_len)
+        u.ring_map = NULL
+    if u.fd >= 0:
+        close(u.fd)
+        u.fd = -1
+
+
+cdef int uring_buffers_sparse(Uring *u, unsigned slots) noexcept nogil:
+    """Give the ring an empty registered-buffer table of `slots` slots. 0 or -errno."""
+    cdef io_uring_rsrc_register reg
+    memset(&reg, 0, sizeof(reg))
+    reg.nr = slots
+    reg.flags = IORING_RSRC_REGISTER_SPARSE
+    return sys_io_uring_register(u.fd, IORING_REGISTER_BUFFERS2, &reg, sizeof(reg))
+
+
+cdef int uring_buffer_set(Uring *u, unsigned slot, void *base, size_t length) noexcept nogil:
+    """Pin [base, base + length) and put it in `slot`, in place of what was there. 0 or -errno."""
+    cdef iovec iov
+    cdef io_uring_rsrc_update2 up
+    cdef int r
+    iov.iov_base = base
+    iov.iov_len = length
+    memset(&up, 0, sizeof(up))
+    up.offset = slot
+    up.data = <uint64_t> &iov
+    up.nr = 1
+    r = sys_io_uring_register(u.fd, IORING_REGISTER_BUFFERS_UPDATE, &up, sizeof(up))
+    return 0 if r == 1 else (r if r < 0 else -EFAULT)

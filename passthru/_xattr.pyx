@@ -1,0 +1,131 @@
+"""SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR.
+
+Through /proc/self/fd, which leads to the object itself, a symlink too: neither fgetxattr(2)
+nor getxattrat(2) takes an O_PATH fd. Results go through the thread's scratch
+memory: in a ring's payload the reply's place is that of the name.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from passthru._abi cimport *
+from passthru._entry cimport name_arg, parent_of
+from passthru._identity cimport identity_restore, identity_take
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+
+cdef enum:
+    SETXATTR_EXT = 1 << 29  # INIT flag: the request's argument has flags
+
+
+cdef inline void fd_path(char *path, int fd) noexcept nogil:
+    snprintf(path, 32, "/proc/self/fd/%d", fd)
+
+
+cdef int sized_reply(Request *r, long n, uint32_t asked) noexcept nogil:
+    """The value in scratch, or with nothing asked for, its size."""
+    if n < 0:
+        return <int> n
+    if asked == 0:
+        (<uint32_t *> r.out)[0] = <uint32_t> n
+        (<uint32_t *> r.out)[1] = 0
+        return 8
+    memcpy(r.out, r.ctx.scratch, n)
+    return <int> n
+
+
+cdef uint32_t room(Request *r, uint32_t asked) noexcept nogil:
+    cdef uint32_t n = asked if asked < SCRATCH_SIZE else SCRATCH_SIZE
+    return n if n < r.out_cap else r.out_cap
+
+
+cdef int op_getxattr(Request *r) noexcept nogil:
+    cdef uint32_t asked = (<fuse_getxattr_in *> r.op_in).size
+    cdef uint32_t at = 0
+    cdef const char *name = name_arg(r, &at)
+    cdef char path[32]
+    cdef Inode *i
+    cdef int fd
+    cdef long n
+    if not server_of(r).config.xattr:
+        return -ENOSYS
+    if name == NULL:
+        return -EINVAL
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    fd_path(path, fd)
+    n = getxattr(path, name, r.ctx.scratch, room(r, asked))
+    n = -errno if n < 0 else n
+    inode_unpin(i)
+    return sized_reply(r, n, asked)
+
+
+cdef int op_listxattr(Request *r) noexcept nogil:
+    cdef uint32_t asked = (<fuse_getxattr_in *> r.op_in).size
+    cdef char path[32]
+    cdef Inode *i
+    cdef int fd
+    cdef long n
+    if not server_of(r).config.xattr:
+        return -ENOSYS
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    fd_path(path, fd)
+    n = listxattr(path, r.ctx.scratch, room(r, asked))
+    n = -errno if n < 0 else n
+    inode_unpin(i)
+    return sized_reply(r, n, asked)
+
+
+cdef int op_setxattr(Request *r) noexcept nogil:
+    cdef fuse_setxattr_in *arg = <fuse_setxattr_in *> r.op_in
+    cdef uint32_t at = 0
+    cdef const char *name = name_arg(r, &at)
+    cdef char path[32]
+    cdef Inode *i
+    cdef int fd
+    cdef bint as_caller = False
+    cdef long n
+    if not server_of(r).config.xattr:
+        return -ENOSYS
+    if name == NULL or arg.size > r.arg_len - at:
+        return -EINVAL
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    if server_of(r).config.init_flags & SETXATTR_EXT and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
+        # The source clears sgid if the one who sets the ACL is not in the file's group.
+        as_caller = True
+        n = identity_take(r)
+        if n < 0:
+            inode_unpin(i)
+            return <int> n
+    fd_path(path, fd)
+    n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
+    if as_caller:
+        identity_restore(r)
+    inode_unpin(i)
+    return <int> n
+
+
+cdef int op_removexattr(Request *r) noexcept nogil:
+    cdef uint32_t at = 0
+    cdef const char *name = name_arg(r, &at)
+    cdef char path[32]
+    cdef Inode *i
+    cdef int fd
+    cdef long n
+    if not server_of(r).config.xattr:
+        return -ENOSYS
+    if name == NULL:
+        return -EINVAL
+    fd = parent_of(r, &i)
+    if fd < 0:
+        return fd
+    fd_path(path, fd)
+    n = -errno if removexattr(path, name) < 0 else 0
+    inode_unpin(i)
+    return <int> n

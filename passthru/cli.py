@@ -1,0 +1,79 @@
+"""The command. Exceptions become one line on stderr and an exit code here, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from . import options as opts
+from .errors import PassthruError
+from .session import log, run
+
+
+def background(options: opts.Options) -> int:
+    """Serve in a child; the parent returns 0 when the mount is usable, else the error's exit code."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as f:
+            said = f.read()
+        if said == b"ready":
+            return 0
+        os.waitpid(child, 0)
+        code, _, text = said.decode(errors="replace").partition(" ")
+        log(text or "the daemon ended before the mount was usable")
+        return int(code) if code.isdigit() else 1
+    os.close(read_end)
+    os.setsid()
+    os.chdir("/")
+
+    def ready(_: str) -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(write_end, b"ready")
+        os.close(write_end)
+
+    code = 0
+    try:
+        run(options, ready)
+    except PassthruError as e:
+        code = e.exit_code
+        try:
+            os.write(write_end, f"{code} {e}".encode())
+        except OSError:
+            log(str(e))
+    except Exception as e:  # the parent waits for a word
+        code = 1
+        try:
+            os.write(write_end, f"1 {type(e).__name__}: {e}".encode())
+        except OSError:
+            log(f"{type(e).__name__}: {e}")
+    os._exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command; the exit code (see errors.EXIT_CODES)."""
+    try:
+        options = opts.parse(sys.argv[1:] if argv is None else argv)
+        options = replace(
+            options, source=os.path.abspath(options.source), mountpoint=os.path.abspath(options.mountpoint))
+        if not options.foreground:
+            return background(options)
+        run(options, log)
+    except PassthruError as e:
+        log(str(e))
+        return e.exit_code
+    return 0
+
+
+def script() -> None:
+    """`passthru` and `python -m passthru`. Ends without the interpreter's teardown when a mount was served."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,53 @@
+"""What can go wrong before and while a mount serves, and the exit code of each."""
+
+from __future__ import annotations
+
+import os
+
+
+class PassthruError(Exception):
+    """An error to be shown as one line. `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(PassthruError):
+    """Unknown option, bad value, missing argument."""
+
+    exit_code = 2
+
+
+class SourceError(PassthruError):
+    """The source is missing, not a directory, or not readable."""
+
+    exit_code = 3
+
+
+class MountpointError(PassthruError):
+    """The mountpoint is missing, not a directory, or already a mount point."""
+
+    exit_code = 4
+
+
+class TransportError(PassthruError):
+    """The transport asked for cannot be had."""
+
+    exit_code = 5
+
+
+class MountError(PassthruError):
+    """The kernel or fusermount3 refused the mount."""
+
+    exit_code = 6
+
+
+EXIT_CODES = (
+    (0, "success; in the background: the mount is usable"),
+    (1, "the session failed while it ran"),
+    *((c.exit_code, c.__doc__) for c in (UsageError, SourceError, MountpointError, TransportError, MountError)),
+)
+
+
+def reason(error: OSError) -> str:
+    """The text of an OSError's errno, without path and number."""
+    return os.strerror(error.errno) if error.errno else str(error)

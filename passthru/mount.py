@@ -1,0 +1,168 @@
+"""Mount and unmount: by the mount API (fsopen(2) and kin), else by fusermount3(1)."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from . import _sys
+from .errors import MountError, MountpointError, reason
+from .options import Options
+
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+
+@dataclass(frozen=True)
+class MountInfo:
+    """A line of /proc/self/mountinfo (proc(5))."""
+
+    mount_id: int
+    dev: int
+    target: str
+    fstype: str
+
+
+def _unescape(text: str) -> str:
+    return text.encode("latin-1", "surrogateescape").decode("unicode_escape").encode("latin-1").decode(
+        "utf-8", "surrogateescape")
+
+
+def mounts() -> list[MountInfo]:
+    """The mounts of this namespace, in mount order. Asks no filesystem."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="latin-1") as f:
+        for line in f:
+            left, _, right = line.partition(" - ")
+            words = left.split()
+            major, minor = map(int, words[2].split(":"))
+            found.append(MountInfo(int(words[0]), os.makedev(major, minor), _unescape(words[4]), right.split()[0]))
+    return found
+
+
+def mounted_at(target: str) -> MountInfo | None:
+    """The topmost mount at a path, or None."""
+    return next((m for m in reversed(mounts()) if m.target == target), None)
+
+
+def open_mountpoint(path: str) -> tuple[str, int]:
+    """(real path, O_PATH fd) of a directory to mount on. Raises MountpointError."""
+    real = os.path.realpath(path)
+    here = mounted_at(real)
+    if here is not None and here.fstype != "autofs":
+        raise MountpointError(f"mountpoint {path}: already a mount point ({here.fstype})")
+    try:
+        return real, os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise MountpointError(f"mountpoint {path}: {reason(e)}") from None
+
+
+def allow_other(options: Options) -> bool:
+    """Are other users let in? Root's mounts are for all, like any other mount of root's."""
+    return os.geteuid() == 0 if options.allow_other is None else options.allow_other
+
+
+class KernelMount:
+    """A mount made with the mount API: visible only when attach() is called."""
+
+    def __init__(self, options: Options, source: str, fuse_fd: int):
+        """Raises OSError (EPERM, ENOSYS) if this is not allowed or not known here."""
+        self.options = options
+        self.sb = _sys.fsopen(b"fuse")
+        try:
+            strings = {
+                "source": options.fsname or source, "subtype": "passthru", "fd": str(fuse_fd),
+                "rootmode": "40000", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
+            }
+            for key, value in strings.items():
+                _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value))
+            if allow_other(options):
+                _sys.fsconfig_flag(self.sb, b"allow_other")
+            if options.default_permissions:
+                _sys.fsconfig_flag(self.sb, b"default_permissions")
+            if options.read_only:
+                _sys.fsconfig_flag(self.sb, b"ro")
+        except OSError:
+            self.close()
+            raise
+
+    def create(self) -> None:
+        """Make the superblock; the kernel sends INIT. May wait for its answer (SYNC_INIT)."""
+        _sys.fsconfig_create(self.sb)
+
+    def attach(self, target_fd: int) -> tuple[int, int]:
+        """Put the mount on the directory target_fd. (st_dev, mount id) of the mount."""
+        o = self.options
+        attributes = (
+            MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
+            | MOUNT_ATTR_NOEXEC * o.noexec | MOUNT_ATTR_NOATIME * o.noatime)
+        fd = _sys.fsmount(self.sb, attributes)
+        try:
+            identity = _sys.mount_identity(fd)
+            _sys.move_mount(fd, target_fd)
+        finally:
+            os.close(fd)  # it would keep the mount busy
+        return identity
+
+    def close(self) -> None:
+        if self.sb >= 0:
+            os.close(self.sb)
+            self.sb = -1
+
+
+def fusermount(options: Options, source: str, target: str) -> int:
+    """Mount as an ordinary user; the /dev/fuse fd. The mount is visible at once, waiting for INIT."""
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
+    words = ["subtype=passthru", "fsname=" + (options.fsname or source).replace("\\", "\\\\").replace(",", "\\,")]
+    words += ["ro"] if options.read_only else []
+    words += ["allow_other"] if allow_other(options) else []
+    words += ["default_permissions"] if options.default_permissions else []
+    words += ["noexec"] if options.noexec else []
+    words += ["noatime"] if options.noatime else []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        child = subprocess.Popen(
+            [program, "-o", ",".join(words), "--", target], pass_fds=[theirs.fileno()],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}, stderr=subprocess.PIPE)
+        theirs.close()
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
+        _, err = child.communicate()
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[:4])
+    if child.returncode or not fds:
+        text = err.decode(errors="replace").strip().splitlines()
+        raise MountError(text[-1] if text else f"fusermount3 failed ({child.returncode})")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def unmount(target: str, mount_id: int, root: bool) -> bool:
+    """Unmount `target` if what is mounted there is still ours. False: it was busy and is detached only."""
+    here = mounted_at(target)
+    if here is None or here.mount_id != mount_id:
+        return True
+    if root:
+        try:
+            _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW)
+            return True
+        except OSError as e:
+            if e.errno == errno.EINVAL:  # somebody else has just done it
+                return True
+            if e.errno != errno.EBUSY:
+                raise
+        _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
+        return False
+    program = shutil.which("fusermount3") or "fusermount3"
+    if subprocess.run([program, "-u", "-q", "--", target], check=False).returncode == 0:
+        return True
+    subprocess.run([program, "-u", "-z", "-q", "--", target], check=False)
+    return False

@@ -1,0 +1,242 @@
+"""Options of a mount. Each is declared once, here; command line, -o and man page follow from it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+from ._version import VERSION
+from .errors import UsageError
+
+PAGE = 4096
+TRANSPORTS = ("auto", "ring", "dev")
+
+
+def _int(text: str, low: int, high: int, unit: str = "") -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number") from None
+    if not low <= value <= high:
+        raise UsageError(f"{text} is out of range ({low} to {high}{unit})")
+    return value
+
+
+def _size(text: str, low: int, high: int) -> int:
+    """Bytes, with a suffix k, m or g (powers of 1024) if wanted."""
+    shift = {"k": 10, "m": 20, "g": 30}.get(text[-1:].lower())
+    value = _int(text[:-1] if shift else text, 0, 1 << 40) << (shift or 0)
+    if not low <= value <= high:
+        raise UsageError(f"{text} is out of range ({low} to {high} bytes)")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= value <= 1e9:
+        raise UsageError(f"{text} is out of range (0 to 1e9 seconds)")
+    return value
+
+
+def _transport(text: str) -> str:
+    if text not in TRANSPORTS:
+        raise UsageError(f"{text!r} is none of {', '.join(TRANSPORTS)}")
+    return text
+
+
+def _name(text: str) -> str:
+    if not text or "\0" in text or "\n" in text:
+        raise UsageError("an empty name, or one with a line break, will not do")
+    return text
+
+
+def _max_write(text: str) -> int:
+    value = _size(text, PAGE, 1 << 27)
+    if value % PAGE:
+        raise UsageError(f"{text} is not a multiple of {PAGE}")
+    return value
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+    o: str | None = None,
+    no: str | None = None,
+) -> Any:
+    """Declare an option. flags: its long and short forms; o: its name in -o; no: the -o name of its opposite.
+
+    Without `parse` it is a switch.
+    """
+    meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of one mount."""
+
+    source: str = ""
+    mountpoint: str = ""
+
+    foreground: bool = option(False, "stay in the foreground", "-f", "--foreground")
+    debug: bool = option(False, "log what the daemon does; implies -f", "-d", "--debug", o="debug")
+
+    read_only: bool = option(False, "mount read-only", o="ro", no="rw")
+    allow_other: bool | None = option(
+        None, "let all users in; the default for root", o="allow_other", no="noallow_other")
+    default_permissions: bool = option(
+        True, "have the kernel check permissions; the default",
+        o="default_permissions", no="nodefault_permissions")
+    fsname: str | None = option(
+        None, "what mount(8) shows as the source; default: the source", parse=_name, metavar="NAME", o="fsname")
+    nosuid: bool = option(False, "ignore set-user-ID and set-group-ID bits", o="nosuid", no="suid")
+    nodev: bool = option(False, "ignore device special files", o="nodev", no="dev")
+    noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
+    noatime: bool = option(False, "update no access times on the mount itself", o="noatime", no="atime")
+
+    transport: str = option(
+        "auto", "how requests come: 'ring' (io_uring), 'dev' (/dev/fuse), or 'auto': the ring if it can be had",
+        "--transport", parse=_transport, metavar="auto|ring|dev", o="transport")
+    enable_uring: bool = option(
+        False, "set the kernel's parameter fuse.enable_uring to Y first (root only)",
+        "--enable-uring", o="enable_uring")
+    queue_depth: int = option(
+        16, "ring entries per queue (1 to 1024)", "--queue-depth",
+        parse=lambda t: _int(t, 1, 1024), metavar="N", o="queue_depth")
+    threads: int = option(
+        0, "readers of /dev/fuse without the ring; 0: by the number of CPUs", "--threads",
+        parse=lambda t: _int(t, 0, 256), metavar="N", o="threads")
+    max_write: int = option(
+        1 << 20, "largest READ or WRITE in bytes, a multiple of 4096 (suffixes k, m)", "--max-write",
+        parse=_max_write, metavar="BYTES", o="max_write")
+    max_background: int = option(
+        256, "asynchronous requests that the kernel may have out at one time", "--max-background",
+        parse=lambda t: _int(t, 1, 65535), metavar="N", o="max_background")
+    spin_us: int = option(
+        50, "microseconds that a queue's thread yields to others before it sleeps", "--spin-us",
+        parse=lambda t: _int(t, 0, 1000), metavar="US", o="spin_us")
+
+    attr_timeout: float = option(
+        1.0, "seconds that the kernel may keep attributes", "--attr-timeout",
+        parse=_seconds, metavar="SECONDS", o="attr_timeout")
+    entry_timeout: float = option(
+        1.0, "seconds that the kernel may keep names, and that a name does not exist", "--entry-timeout",
+        parse=_seconds, metavar="SECONDS", o="entry_timeout")
+    writeback: bool = option(
+        False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
+    xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
+
+    @property
+    def max_pages(self) -> int:
+        """Pages per request, as INIT wants it."""
+        return self.max_write // PAGE
+
+    @property
+    def payload_size(self) -> int:
+        """Bytes of one payload buffer: max(8192, max_write, max_pages * page size)."""
+        return max(8192, self.max_write)
+
+
+# mount(8) options that mean something to mount(8), fstab or systemd only.
+IGNORED = frozenset(
+    "defaults auto noauto user nouser users owner group nofail _netdev async relatime norelatime"
+    " nosymfollow diratime nonempty".split())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _declared() -> list[Any]:
+    return [f for f in fields(Options) if f.metadata]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser, made from the declarations."""
+    p = _Parser(
+        prog="passthru", usage="passthru [options] SOURCE MOUNTPOINT", allow_abbrev=False,
+        description="Mirror the directory SOURCE at MOUNTPOINT.",
+        argument_default=argparse.SUPPRESS)
+    p.add_argument("source", metavar="SOURCE")
+    p.add_argument("mountpoint", metavar="MOUNTPOINT")
+    p.add_argument("--version", action="version", version=f"passthru {VERSION}")
+    for f in _declared():
+        m = f.metadata
+        if not m["flags"]:
+            continue
+        if m["parse"]:
+            p.add_argument(*m["flags"], dest=f.name, metavar=m["metavar"], help=m["help"])
+        else:
+            p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=m["help"])
+    words = []
+    for f in _declared():
+        m = f.metadata
+        if m["o"]:
+            words.append(m["o"] + ("=" + m["metavar"] if m["parse"] else "") + (f"|{m['no']}" if m["no"] else ""))
+    p.add_argument(
+        "-o", dest="mount_options", action="append", metavar="OPT[,OPT...]",
+        help="mount options: " + ", ".join(words))
+    return p
+
+
+def split_mount_options(text: str) -> list[str]:
+    """The words of a -o string; '\\,' is a comma within one."""
+    words, word, chars = [], "", iter(text)
+    for c in chars:
+        if c == "\\":
+            word += next(chars, "\\")
+        elif c == ",":
+            words.append(word)
+            word = ""
+        else:
+            word += c
+    return [w for w in [*words, word] if w]
+
+
+def _mount_option(word: str) -> dict[str, Any]:
+    name, has_value, value = word.partition("=")
+    if name in IGNORED or name.startswith("x-") or name == "comment":
+        return {}
+    for f in _declared():
+        m = f.metadata
+        if name == m["o"]:
+            if bool(m["parse"]) != bool(has_value):
+                raise UsageError(f"-o {name} takes {'a' if m['parse'] else 'no'} value")
+            return {f.name: _parsed(f, f"-o {name}", value) if m["parse"] else True}
+        if name == m["no"] and not has_value:
+            return {f.name: False}
+    raise UsageError(f"unknown mount option {word!r}")
+
+
+def _parsed(f: Any, shown: str, text: str) -> Any:
+    try:
+        return f.metadata["parse"](text)
+    except UsageError as e:
+        raise UsageError(f"{shown}: {e}") from None
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options of a command line without the program's name. Raises UsageError."""
+    given = vars(parser().parse_args(list(argv)))
+    values: dict[str, Any] = {}
+    for text in given.pop("mount_options", []):
+        for word in split_mount_options(text):
+            values.update(_mount_option(word))
+    by_name = {f.name: f for f in _declared()}
+    for name, value in given.items():
+        f = by_name.get(name)
+        if f is not None and f.metadata["parse"]:
+            value = _parsed(f, f.metadata["flags"][-1], value)
+        values[name] = value
+    if values.get("debug"):
+        values["foreground"] = True
+    return Options(**values)

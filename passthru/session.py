@@ -1,0 +1,483 @@
+"""One mount from start to end: INIT, threads, signals, teardown.
+
+Order matters. The queues' threads have their rings before INIT's reply offers the ring,
+entries are registered before the mount is visible, and memory goes after the last CQE.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+import psutil
+
+from . import _server, _sys, init, mount, stats
+from .errors import MountError, PassthruError, SourceError, TransportError, reason
+from .options import PAGE, Options
+
+PARAMETER = "/sys/module/fuse/parameters/enable_uring"
+POOL_THREADS = 64
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def cpu_list(text: str) -> list[int]:
+    """CPU numbers of a kernel list such as '0-3,8'."""
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        if part:
+            low, _, high = part.partition("-")
+            cpus += range(int(low), int(high or low) + 1)
+    return cpus
+
+
+def possible_cpus() -> list[int]:
+    """One queue each: the kernel waits for all of them (trap: not only those online)."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as f:
+        return cpu_list(f.read())
+
+
+def queue_plan() -> dict[int, list[int]]:
+    """{CPU to run on: its queues}. Queues of CPUs that we may not use go to the others in turn."""
+    allowed = sorted(os.sched_getaffinity(0))
+    plan: dict[int, list[int]] = {cpu: [] for cpu in allowed}
+    strays = 0
+    for qid in possible_cpus():
+        if qid in plan:
+            plan[qid].append(qid)
+        else:
+            plan[allowed[strays % len(allowed)]].append(qid)
+            strays += 1
+    return {cpu: qids for cpu, qids in plan.items() if qids}
+
+
+def ring_parameter() -> str:
+    """'Y', 'N', or '' if the kernel has no such parameter."""
+    try:
+        with open(PARAMETER, encoding="ascii") as f:
+            return f.read().strip()
+    except OSError:
+        return ""
+
+
+def can_act_as_caller() -> bool:
+    """May this process change its ids to any, here and not only in a user namespace of one user?"""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
+    with open("/proc/self/setgroups", encoding="ascii") as f:
+        groups = f.read().strip() == "allow"
+    return groups and caps >> 6 & 3 == 3  # CAP_SETGID, CAP_SETUID
+
+
+def has_acl(source_fd: int) -> bool:
+    """Does the source's filesystem know POSIX ACLs?"""
+    try:
+        os.getxattr(source_fd, "system.posix_acl_access")
+    except OSError as e:
+        return e.errno == errno.ENODATA
+    return True
+
+
+class Queue(threading.Thread):
+    """The thread of one CPU: open, [register], serve, close, each on the word of the session."""
+
+    def __init__(self, session: Session, cpu: int, qids: list[int]):
+        super().__init__(name=f"queue-{cpu}", daemon=True)
+        self.session, self.cpu, self.qids = session, cpu, qids
+        self.thread = _server.QueueThread(session.core)
+        self.opened, self.registered, self.go = threading.Event(), threading.Event(), threading.Event()
+        self.error: OSError | None = None
+        self.fuse_fd = -1
+
+    def run(self) -> None:
+        try:
+            os.sched_setaffinity(0, {self.cpu})
+            self.thread.open(self.qids, self.session.options.queue_depth, self.cpu)
+        except OSError as e:
+            self.error = e
+        self.opened.set()
+        self.go.wait()
+        try:
+            if self.fuse_fd >= 0 and self.error is None:
+                self.thread.register(self.fuse_fd)
+                self.registered.set()
+                self.thread.serve()
+        except OSError as e:
+            self.error = e
+            self.registered.set()
+            self.thread.serve()  # entries that were registered before the failing one still end here
+        finally:
+            self.registered.set()
+            self.thread.close()
+            self.session.thread_ended()
+
+
+class Reader(threading.Thread):
+    """A reader of /dev/fuse."""
+
+    def __init__(self, session: Session, fd: int):
+        super().__init__(name="dev", daemon=True)
+        self.session, self.fd = session, fd
+        self.thread = _server.ReaderThread(session.core)
+        self.error: OSError | None = None
+        self.opened = threading.Event()
+        self.ended_by = 0
+
+    def run(self) -> None:
+        try:
+            self.thread.open(self.fd)
+        except OSError as e:
+            self.error = e
+        self.opened.set()
+        try:
+            if self.error is None:
+                self.ended_by = self.thread.serve()
+        finally:
+            self.thread.close()
+            self.session.thread_ended()
+
+
+class Session:
+    """A mount being made, served and ended by this process."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.fuse_fd = -1
+        self.source_fd = -1
+        self.kernel_mount: mount.KernelMount | None = None
+        self.target, self.mount_id, self.fuse_dev = "", 0, 0
+        self.queues: list[Queue] = []
+        self.readers: list[Reader] = []
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.transport, self.why = "", ""
+        self.visible = False
+        self.page: stats.Page | None = None
+        self.core: _server.ServerCore
+
+    # ------------------------------------------------------------ bring-up
+
+    def start(self) -> str:
+        """Make the mount usable; a line that says what serves it. Raises PassthruError, nothing mounted."""
+        try:
+            self._open()
+            self._start()
+            return self.summary()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def summary(self) -> str:
+        o = self.options
+        if self.transport == "ring":
+            how = f"ring transport, per-entry dialect, {len(possible_cpus())} queues x {o.queue_depth} entries"
+        else:
+            how = f"/dev/fuse transport, {len(self.readers)} threads"
+        why = f" ({self.why})" if self.why else ""
+        return f"{o.source} on {self.target}: {how}{why}"
+
+    def _open(self) -> None:
+        o = self.options
+        try:
+            self.source_fd = os.open(o.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise SourceError(f"source {o.source}: {reason(e)}") from None
+        self.target, self.target_fd = mount.open_mountpoint(o.mountpoint)
+        self._check_max_write()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._want_ring()
+        try:
+            self.fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as e:
+            raise MountError(f"/dev/fuse: {reason(e)}") from None
+
+    def _check_max_write(self) -> None:
+        try:
+            with open("/proc/sys/fs/fuse/max_pages_limit", encoding="ascii") as f:
+                limit = int(f.read())
+        except OSError:
+            limit = 256  # FUSE_MAX_MAX_PAGES before 6.13
+        if self.options.max_pages > limit:
+            raise PassthruError(
+                f"--max-write: the kernel's limit is {limit * PAGE} bytes (/proc/sys/fs/fuse/max_pages_limit)")
+
+    def _want_ring(self) -> None:
+        """Is the ring to be tried? Sets self.transport to 'ring' or 'dev'."""
+        o = self.options
+        self.transport = "ring" if o.transport != "dev" else "dev"
+        if o.enable_uring and o.transport != "dev" and ring_parameter() == "N":
+            try:
+                with open(PARAMETER, "w", encoding="ascii") as f:
+                    f.write("Y")
+            except OSError as e:
+                raise TransportError(f"--enable-uring: {PARAMETER}: {reason(e)}") from None
+        if self.transport == "ring" and ring_parameter() != "Y":
+            if ring_parameter() == "N":
+                self._no_ring(f"{PARAMETER} is N; --enable-uring (root) or 'echo Y >' sets it")
+            else:
+                self._no_ring("this kernel has no FUSE over io_uring (Linux 6.14)")
+
+    def _no_ring(self, why: str) -> None:
+        if self.options.transport == "ring":
+            raise TransportError(f"no ring transport: {why}")
+        self.transport, self.why = "dev", why
+
+    def _reader_count(self) -> int:
+        if self.transport == "ring":
+            return 1
+        return self.options.threads or max(4, min(16, len(os.sched_getaffinity(0))))
+
+    def _start(self) -> None:
+        o = self.options
+        plan = queue_plan() if self.transport == "ring" else {}
+        threads = len(plan) + 256 + POOL_THREADS
+        self.identity = can_act_as_caller()
+        size = _server.stats_size(threads)
+        try:
+            self.page = stats.Page(size)
+        except OSError as e:
+            raise PassthruError(f"status page in {stats.directory()}: {reason(e)}") from None
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.core = _server.ServerCore(
+            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 4)),
+            payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
+            entry_timeout=o.entry_timeout, spin_us=o.spin_us,
+            fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
+            identity=self.identity, xattr=o.xattr, writeback=o.writeback)
+        below, name = os.path.split(self.target)
+        if name:
+            st = os.stat(below)
+            self.core.mounted_below(st.st_dev, st.st_ino, os.fsencode(name), os.dup(self.target_fd))
+        for cpu, qids in plan.items():
+            queue = Queue(self, cpu, qids)
+            self.queues.append(queue)
+            queue.start()
+        for queue in self.queues:
+            queue.opened.wait()
+            if queue.error is not None and self.transport == "ring":
+                self._no_ring(f"io_uring: {reason(queue.error)}")
+        self._mount()
+
+    def _mount(self) -> None:
+        """Superblock, INIT, registration, and then the mount at its place."""
+        o = self.options
+        try:
+            self.kernel_mount = mount.KernelMount(o, o.source, self.fuse_fd)
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.ENOSYS):
+                raise MountError(f"mount: {reason(e)}") from None
+            os.close(self.fuse_fd)
+            self.fuse_fd = mount.fusermount(o, o.source, self.target)
+            self.visible = True
+            here = mount.mounted_at(self.target)
+            if here is not None:
+                self.mount_id, self.fuse_dev = here.mount_id, here.dev
+        failed: list[OSError] = []
+        creating: threading.Thread | None = None
+        if self.kernel_mount is not None:
+            _sys.sync_init(self.fuse_fd)  # then create() waits for INIT's answer
+            creating = threading.Thread(target=self._create, args=(failed,), daemon=True)
+            creating.start()
+        self._handshake(failed)
+        if creating is not None:
+            creating.join()
+            if failed:
+                raise MountError(f"mount: {reason(failed[0])}")
+        self._register()
+        for _ in range(self._reader_count()):
+            self._add_reader()
+        if self.kernel_mount is not None:
+            try:
+                self.fuse_dev, self.mount_id = self.kernel_mount.attach(self.target_fd)
+            except OSError as e:
+                raise MountError(f"mount on {self.target}: {reason(e)}") from None
+            self.visible = True
+            self.kernel_mount.close()
+        os.close(self.target_fd)
+        self.core.serving(
+            1 if self.transport == "ring" else 2, 1 if self.transport == "ring" else 0,
+            len(possible_cpus()) if self.transport == "ring" else 0, o.queue_depth, self.fuse_dev,
+            self.mount_id, os.fsencode(o.source), os.fsencode(self.target))
+
+    def _create(self, failed: list[OSError]) -> None:
+        assert self.kernel_mount is not None
+        try:
+            self.kernel_mount.create()
+        except OSError as e:
+            failed.append(e)
+
+    def _handshake(self, failed: list[OSError]) -> None:
+        """Answer INIT."""
+        poll = select.poll()
+        poll.register(self.fuse_fd, select.POLLIN)
+        for _ in range(100):
+            if failed:
+                return  # the superblock was refused, no INIT will come
+            if poll.poll(100):
+                break
+        else:
+            raise MountError("the kernel sent no INIT within 10 seconds")
+        try:
+            data = os.read(self.fuse_fd, max(8192, self.options.max_write + PAGE))
+        except OSError as e:
+            raise MountError(f"INIT: {reason(e)}") from None
+        request = init.parse(data)
+        if request.major != init.MAJOR or request.minor < init.MIN_MINOR:
+            os.write(self.fuse_fd, init.refusal(request, errno.EPROTO))
+            raise MountError(
+                f"the kernel speaks FUSE {request.major}.{request.minor}; {init.MAJOR}.{init.MIN_MINOR} is needed")
+        if self.transport == "ring" and not request.offers("OVER_IO_URING"):
+            try:
+                self._no_ring("the kernel did not offer it in INIT")
+            except TransportError:
+                os.write(self.fuse_fd, init.refusal(request, errno.EOPNOTSUPP))
+                raise
+        flags = init.choose(request, init.Situation(
+            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity))
+        if self.options.debug:
+            log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
+            log(f"INIT: taken {' '.join(init.names(flags))}")
+        self.core.negotiated(flags, min(init.MINOR, request.minor))
+        os.write(self.fuse_fd, init.reply(request, flags, self.options))
+
+    def _register(self) -> None:
+        """Let the queues' threads hand their entries over, or go."""
+        for queue in self.queues:
+            queue.fuse_fd = self.fuse_fd if self.transport == "ring" else -1
+            queue.go.set()
+        for queue in self.queues:
+            queue.registered.wait()
+        if self.transport == "ring":
+            error = next((q.error for q in self.queues if q.error is not None), None)
+            if error is not None:
+                self._no_ring(f"REGISTER: {reason(error)}")
+
+    def _add_reader(self) -> None:
+        try:
+            fd = _sys.clone_fuse_fd(self.fuse_fd)
+        except OSError:
+            fd = os.dup(self.fuse_fd)
+        if not self.readers:
+            # The first reads the session's own fd: INTERRUPT and FORGET may come by any.
+            os.close(fd)
+            fd = os.dup(self.fuse_fd)
+        reader = Reader(self, fd)
+        self.readers.append(reader)
+        reader.start()
+        reader.opened.wait()
+        if reader.error is not None:
+            raise PassthruError(f"/dev/fuse reader: {reason(reader.error)}")
+
+    # ------------------------------------------------------------- serving
+
+    def thread_ended(self) -> None:
+        """Called by a serving thread as its last act."""
+        os.eventfd_write(self.ended, 1)
+
+    def serve(self) -> None:
+        """Wait for the end: an unmount, or a signal, upon which it unmounts."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for s in STOP_SIGNALS:
+            signal.signal(s, lambda *_: None)
+        poll = select.poll()
+        poll.register(wake_read, select.POLLIN)
+        poll.register(self.ended, select.POLLIN)
+        while any(r.is_alive() for r in self.readers):
+            for fd, _ in poll.poll(None):
+                if fd == wake_read:
+                    os.read(wake_read, 64)
+                    self.unmount()
+                else:
+                    os.eventfd_read(self.ended)
+        self.finish()
+
+    def unmount(self) -> None:
+        """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
+        try:
+            if mount.unmount(self.target, self.mount_id, os.geteuid() == 0):
+                return
+        except OSError as e:
+            log(f"unmount {self.target}: {reason(e)}")
+        log(f"{self.target} is busy: detached, what is still open there gets errors")
+        self.core.stop()
+        self._wake()
+
+    def _wake(self) -> None:
+        for queue in self.queues:
+            queue.thread.wake()
+        while any(r.is_alive() for r in self.readers):
+            for reader in self.readers:
+                reader.thread.wake()
+                reader.join(0.01)
+
+    def finish(self) -> None:
+        """Join all threads, free everything. What the kernel may still write to is left to exit(2)."""
+        for reader in self.readers:
+            reader.join()
+        self.core.stop()
+        for queue in self.queues:
+            queue.go.set()
+            while queue.is_alive():
+                queue.thread.wake()
+                queue.join(0.05)
+        if _server.DEBUG:
+            self._check_level()
+        self.core.close()
+        if self.page is not None:
+            self.page.remove()
+        for fd in (self.fuse_fd, self.source_fd, self.ended):
+            os.close(fd)
+
+    def _check_level(self) -> None:
+        """Debug builds: what was taken has been given back."""
+        assert self.page is not None
+        s = stats.read(self.page.path)
+        asked, answered = s.total("ring_requests"), s.total("commits")
+        lost = s.total("entries_lost")
+        bad = []
+        if asked != answered or lost:
+            bad.append(f"{asked} ring requests, {answered} commits, {lost} entries lost")
+        if s.total("opens") - s.total("releases") != self.core.live[1]:
+            bad.append(f"{s.total('opens')} opens, {s.total('releases')} releases, {self.core.live[1]} handles live")
+        if s.total("forgets") > s.total("lookups"):
+            bad.append(f"{s.total('lookups')} lookups, {s.total('forgets')} forgets")
+        if bad:
+            raise PassthruError("counters not level: " + "; ".join(bad))
+
+    def _abandon(self) -> None:
+        """Undo a start that failed."""
+        if self.visible:
+            try:
+                mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
+            except OSError as e:
+                log(f"unmount {self.target}: {reason(e)}")
+        if self.kernel_mount is not None:
+            self.kernel_mount.close()
+        if hasattr(self, "core"):
+            self.core.stop()
+        for queue in self.queues:
+            queue.go.set()
+        if self.page is not None:
+            self.page.remove()
+
+
+def log(text: str) -> None:
+    """One line to stderr."""
+    sys.stderr.write(f"passthru: {text}\n")
+    sys.stderr.flush()
+
+
+def run(options: Options, ready: Callable[[str], None]) -> None:
+    """Mount, tell `ready` what serves it, and serve until the end. Raises PassthruError."""
+    session = Session(options)
+    ready(session.start())
+    session.serve()
