@@ -79,7 +79,7 @@ cdef int later(Request *r, Handler blocking) noexcept nogil:
     """Run a handler where it may wait: on a pool thread, or here if this is one."""
     if r.ctx.stats.kind == T_POOL:
         return blocking(r)
-    return pool_submit(r, blocking)
+    return pool_submit(server_of(r).pool, r, blocking)
 
 
 cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:

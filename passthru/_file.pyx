@@ -8,6 +8,7 @@ from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, st
 from passthru._identity cimport identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._lock cimport locks_drop_handle, locks_drop_owner
 from passthru._request cimport *
 
 
@@ -52,8 +53,10 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     if i.cached == version:
         out.open_flags |= FOPEN_KEEP_CACHE
     i.cached = version
-    if not s.inodes.fs[i.fs].flags & FS_REMOTE:
-        out.open_flags |= FOPEN_NOFLUSH  # close(2) of the source does nothing that could fail
+    # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
+    # source tells. Otherwise it is a round trip for nothing.
+    if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:
+        out.open_flags |= FOPEN_NOFLUSH
     return 0
 
 
@@ -184,6 +187,7 @@ cdef int op_flush(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
     if h == NULL:
         return -EBADF
+    locks_drop_owner(s, h.node, arg.lock_owner)
     if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
         r.fd = h.fd
         return later(r, blocking_flush)
@@ -209,6 +213,9 @@ cdef int op_release(Request *r) noexcept nogil:
 
 
 cdef int blocking_release(Request *r) noexcept nogil:
-    handle_close(&server_of(r).inodes, <uint32_t> (<fuse_release_in *> r.op_in).fh)
+    cdef Server *s = server_of(r)
+    cdef uint32_t fh = <uint32_t> (<fuse_release_in *> r.op_in).fh
+    locks_drop_handle(s, (<Handle *> slab_at(&s.handles, fh)).node, fh)
+    handle_close(&s.inodes, fh)
     r.ctx.stats.releases += 1
     return 0

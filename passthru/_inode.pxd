@@ -56,7 +56,7 @@ cdef struct Inode:
     uint8_t hashed
     uint8_t used           # clock bit: used since the sweep last passed
     uint8_t handle_len     # 0: none taken yet
-    uint8_t spare
+    uint8_t locked         # has record locks; under the lock table's lock
     int32_t handle_type
     HandleBytes handle
 

@@ -196,8 +196,7 @@ cdef void cache_insert(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
                     victim.used = 0
                     victim = NULL
                     continue
-                # An open file may be unlinked, and then not be found by handle.
-                if victim.handles or not atomic_cas32(&victim.pins, 0, EVICTING):
+                if not atomic_cas32(&victim.pins, 0, EVICTING):
                     victim = NULL
                     continue
                 victim.slot = 0

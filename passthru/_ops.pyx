@@ -2,8 +2,7 @@
 
 A handler gives the length of the reply's body, -errno, PENDING or NOREPLY. Operations
 without a handler answer ENOSYS, by which the kernel learns not to ask again: BMAP (block
-devices only), IOCTL, POLL, locks (the kernel's own then hold within the mount),
-SETUPMAPPING/REMOVEMAPPING (DAX).
+devices only), POLL (regular files are always ready), SETUPMAPPING/REMOVEMAPPING (DAX).
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -15,6 +14,7 @@ from passthru._entry cimport *
 from passthru._file cimport *
 from passthru._inode cimport FS_REMOTE, Inode, handle_close, inode_at, inode_forget
 from passthru._libc cimport *
+from passthru._lock cimport op_getlk, op_setlk
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 from passthru._xattr cimport *
@@ -77,6 +77,9 @@ cdef void ops_init() noexcept nogil:
     op(FUSE_READDIR, op_readdir, sizeof(fuse_read_in), 0)
     op(FUSE_RELEASEDIR, op_releasedir, sizeof(fuse_release_in), 0)
     op(FUSE_FSYNCDIR, op_fsyncdir, sizeof(fuse_fsync_in), OWN_WAIT)
+    op(FUSE_GETLK, op_getlk, sizeof(fuse_lk_in), 0)
+    op(FUSE_SETLK, op_setlk, sizeof(fuse_lk_in), OWN_WAIT)
+    op(FUSE_SETLKW, op_setlk, sizeof(fuse_lk_in), OWN_WAIT)
     op(FUSE_ACCESS, op_access, sizeof(fuse_access_in), 0)
     op(FUSE_CREATE, op_create, sizeof(fuse_create_in), 0)
     op(FUSE_DESTROY, op_destroy, 0, OWN_WAIT)

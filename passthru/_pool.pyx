@@ -16,6 +16,7 @@ from passthru._stats cimport T_POOL
 cdef enum:
     STACK = 256 * 1024
     MISSED = 64
+    RETRIES = 20
 
 cdef struct Pool:
     pthread_mutex_t lock
@@ -45,36 +46,52 @@ cdef extern from * nogil:
     }
     """
     int passthru_wake_install()
+    int poll_nothing "poll"(void *fds, unsigned long n, int ms)
     enum:
         SIGUSR1
 
 
-cdef int pool_start(Server *s, unsigned limit) noexcept nogil:
-    """An empty pool of at most `limit` threads. 0 or -errno."""
+cdef void *pool_start(Server *s, unsigned limit) noexcept nogil:
+    """An empty pool of at most `limit` threads, or NULL."""
     cdef Pool *p = <Pool *> calloc(1, sizeof(Pool))
     if p == NULL:
-        return -ENOMEM
+        return NULL
     p.ids = <pthread_t *> calloc(limit, sizeof(pthread_t))
     if p.ids == NULL:
         free(p)
-        return -ENOMEM
+        return NULL
     p.limit = limit
     p.server = s
     pthread_mutex_init(&p.lock, NULL)
     pthread_cond_init(&p.work, NULL)
-    s.pool = p
-    return passthru_wake_install()
+    passthru_wake_install()
+    return p
 
 
-cdef void pool_stop(Server *s) noexcept nogil:
-    """Let what runs or waits finish, then end the threads. Waits."""
-    cdef Pool *p = <Pool *> s.pool
+cdef void pool_stop(void *pool) noexcept nogil:
+    """Let what runs or waits finish (a wait for a lock ends with EINTR), then end the threads. Waits."""
+    cdef Pool *p = <Pool *> pool
+    cdef Request *r
     cdef unsigned i
     if p == NULL:
         return
     pthread_mutex_lock(&p.lock)
     p.stop = True
     pthread_cond_broadcast(&p.work)
+    r = p.first
+    while r != NULL:
+        r.interrupted = 1
+        r = r.next
+    while p.active != NULL:  # a signal may come just before the wait that it is to end
+        r = p.active
+        while r != NULL:
+            if r.interruptible:
+                r.interrupted = 1
+                sys_tgkill(r.tid, SIGUSR1)
+            r = r.next
+        pthread_mutex_unlock(&p.lock)
+        nap()
+        pthread_mutex_lock(&p.lock)
     pthread_mutex_unlock(&p.lock)
     for i in range(p.threads):
         pthread_join(p.ids[i], NULL)
@@ -82,12 +99,16 @@ cdef void pool_stop(Server *s) noexcept nogil:
     pthread_cond_destroy(&p.work)
     free(p.ids)
     free(p)
-    s.pool = NULL
 
 
-cdef int pool_submit(Request *r, Handler blocking) noexcept nogil:
+cdef void nap() noexcept nogil:
+    """A millisecond."""
+    poll_nothing(NULL, 0, 1)
+
+
+cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil:
     """Have a pool thread run blocking(r) and complete r. PENDING, or -EAGAIN if no thread can be had."""
-    cdef Pool *p = <Pool *> r.ctx.server.pool
+    cdef Pool *p = <Pool *> pool
     cdef pthread_attr_t attr
     cdef bint started = True
     r.blocking = blocking
@@ -163,18 +184,26 @@ cdef void *pool_thread(void *arg) noexcept nogil:
 
 
 cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil:
-    """INTERRUPT of request `unique`: end its wait, now or when a thread takes it up."""
-    cdef Pool *p = <Pool *> s.pool
+    """INTERRUPT of request `unique`: end its wait for a lock, now or when a thread takes it up.
+
+    A signal that comes just before the system call which it is to end is lost: so it is
+    sent again while the request runs, for a while.
+    """
+    cdef Pool *p = <Pool *> s.waiters
     cdef Request *r
-    pthread_mutex_lock(&p.lock)
-    r = p.active
-    while r != NULL and r.h.unique != unique:
-        r = r.next
-    if r != NULL:
-        r.interrupted = 1
-        if r.interruptible:
+    cdef unsigned attempt
+    for attempt in range(RETRIES):
+        pthread_mutex_lock(&p.lock)
+        r = p.active
+        while r != NULL and r.h.unique != unique:
+            r = r.next
+        if r != NULL:
+            r.interrupted = 1
             sys_tgkill(r.tid, SIGUSR1)
-    else:
-        p.missed[p.missed_at] = unique
-        p.missed_at = (p.missed_at + 1) % MISSED
-    pthread_mutex_unlock(&p.lock)
+        elif attempt == 0:
+            p.missed[p.missed_at] = unique
+            p.missed_at = (p.missed_at + 1) % MISSED
+        pthread_mutex_unlock(&p.lock)
+        if r == NULL:
+            return
+        nap()

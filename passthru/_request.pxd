@@ -19,6 +19,7 @@ cdef enum:
     KIND_SETUP = 3
     KIND_MASK = 7
     SCRATCH_SIZE = 65536
+    LOCK_SHARDS = 64
 
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
@@ -37,6 +38,7 @@ cdef struct Config:
     uint64_t spin_ns
     uint64_t fixed_budget      # bytes of payload memory that may be pinned
     int identity               # act as the caller (the daemon may change its ids)
+    int locks                  # record locks are taken on the source
     int xattr                  # serve extended attributes
     int debug
     int writeback
@@ -49,7 +51,9 @@ cdef struct Server:            # one mount
     ThreadStats *thread_stats
     uint32_t max_threads
     uint32_t threads           # thread ids given out
-    void *pool                 # Pool
+    void *pool                 # Pool: what waits for devices and remote sources
+    void *waiters              # Pool: what waits for locks, as long as it takes
+    void *locks                # lock owners, [LOCK_SHARDS]
     Handler dispatch
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t stop

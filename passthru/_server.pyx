@@ -51,7 +51,7 @@ cdef class ServerCore:
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
-                  bint xattr, bint writeback):
+                  bint locks, bint xattr, bint writeback):
         cdef char[::1] view = stats
         cdef int fd
         memset(&self.s, 0, sizeof(Server))
@@ -73,6 +73,7 @@ cdef class ServerCore:
         c.spin_ns = <uint64_t> (spin_us * 1000)
         c.fixed_budget = fixed_budget
         c.identity = identity
+        c.locks = locks
         c.xattr = xattr
         c.writeback = writeback
         ops_init()
@@ -81,7 +82,11 @@ cdef class ServerCore:
         fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
         check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")
-        check(pool_start(&self.s, pool_threads), "thread pool")
+        self.s.pool = pool_start(&self.s, pool_threads)
+        self.s.waiters = pool_start(&self.s, 1024)
+        self.s.locks = calloc(LOCK_SHARDS, 64)
+        if self.s.pool == NULL or self.s.waiters == NULL or self.s.locks == NULL:
+            raise MemoryError()
         self.s.stats.version = STATS_VERSION
         self.s.stats.block_size = sizeof(ThreadStats)
         self.s.stats.threads = max_threads
@@ -135,12 +140,14 @@ cdef class ServerCore:
     def close(self):
         """Free everything. All serving threads must have ended."""
         with nogil:
-            pool_stop(&self.s)
+            pool_stop(self.s.waiters)
+            pool_stop(self.s.pool)
         if self.s.below_fd >= 0:
             close(self.s.below_fd)
             self.s.below_fd = -1
         table_destroy(&self.s.inodes)
         handles_destroy(&self.s.handles)
+        free(self.s.locks)
 
 
 cdef void handles_destroy(Slab *handles) noexcept nogil:

@@ -40,7 +40,7 @@ def _no(s: Situation) -> bool:
 
 CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (0, "ASYNC_READ", _yes, "reads of one file in parallel"),
-    (1, "POSIX_LOCKS", _no, "the kernel's own record locks hold within the mount"),
+    (1, "POSIX_LOCKS", lambda s: not s.options.local_locks, "record locks hold against the source's other users"),
     (3, "ATOMIC_O_TRUNC", _yes, "open truncates: one round trip, and no window between"),
     (4, "EXPORT_SUPPORT", _no, "nodeids do not outlive the daemon, as NFS handles must"),
     (5, "BIG_WRITES", _yes, "writes beyond a page"),
@@ -48,7 +48,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (7, "SPLICE_WRITE", _no, "the ring has no splice, and payloads are ours"),
     (8, "SPLICE_MOVE", _no, "as SPLICE_WRITE"),
     (9, "SPLICE_READ", _no, "as SPLICE_WRITE"),
-    (10, "FLOCK_LOCKS", _no, "the kernel's own flock holds within the mount"),
+    (10, "FLOCK_LOCKS", lambda s: not s.options.local_locks, "as POSIX_LOCKS"),
     (11, "HAS_IOCTL_DIR", _yes, "only says that such ioctls may come"),
     (12, "AUTO_INVAL_DATA", _yes, "pages go when the source's mtime or size shows a change"),
     (13, "DO_READDIRPLUS", _yes, "names with attributes in one round trip"),

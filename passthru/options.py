@@ -132,6 +132,9 @@ class Options:
         parse=_seconds, metavar="SECONDS", o="entry_timeout")
     writeback: bool = option(
         False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
+    local_locks: bool = option(
+        False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
+        "--local-locks", o="local_locks", no="nolocal_locks")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
 
     @property

@@ -6,6 +6,7 @@ entries are registered before the mount is visible, and memory goes after the la
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import psutil
 
 from . import _server, _sys, init, mount, stats
-from .errors import MountError, PassthruError, SourceError, TransportError, reason
+from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
 from .options import PAGE, Options
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
@@ -83,6 +84,18 @@ def has_acl(source_fd: int) -> bool:
     except OSError as e:
         return e.errno == errno.ENODATA
     return True
+
+
+def raise_fd_limit() -> None:
+    """As many fds as may be had: each file that a caller opens is one here. Root goes beyond the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as f:
+        most = int(f.read())
+    for limit in (most, hard):
+        if limit > soft:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, hard)))
+                return
 
 
 class Queue(threading.Thread):
@@ -190,9 +203,7 @@ class Session:
             raise SourceError(f"source {o.source}: {reason(e)}") from None
         self.target, self.target_fd = mount.open_mountpoint(o.mountpoint)
         self._check_max_write()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        raise_fd_limit()
         self._want_ring()
         try:
             self.fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -206,7 +217,7 @@ class Session:
         except OSError:
             limit = 256  # FUSE_MAX_MAX_PAGES before 6.13
         if self.options.max_pages > limit:
-            raise PassthruError(
+            raise UsageError(
                 f"--max-write: the kernel's limit is {limit * PAGE} bytes (/proc/sys/fs/fuse/max_pages_limit)")
 
     def _want_ring(self) -> None:
@@ -251,7 +262,7 @@ class Session:
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
             fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
-            identity=self.identity, xattr=o.xattr, writeback=o.writeback)
+            identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback)
         below, name = os.path.split(self.target)
         if name:
             st = os.stat(below)

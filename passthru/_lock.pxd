@@ -1,0 +1,9 @@
+# flock(2) and record locks, taken on the source.
+from libc.stdint cimport uint32_t, uint64_t
+
+from passthru._request cimport Request, Server
+
+cdef int op_getlk(Request *r) noexcept nogil
+cdef int op_setlk(Request *r) noexcept nogil
+cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept nogil
+cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogil
