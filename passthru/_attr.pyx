@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._copy cimport later
 from passthru._entry cimport attr_fill, parent_of, stx_mask
-from passthru._identity cimport identity_restore, identity_take
+from passthru._identity cimport identity_restore, identity_take, unprivileged_restore, unprivileged_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -39,7 +39,7 @@ cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
     out.attr_valid = c.attr_valid
     out.attr_valid_nsec = c.attr_valid_nsec
     out.dummy = 0
-    attr_fill(&out.attr, stx)
+    attr_fill(r, &out.attr, stx)
     return sizeof(fuse_attr_out)
 
 
@@ -73,7 +73,7 @@ cdef int op_statx(Request *r) noexcept nogil:
     s.uid = stx.stx_uid
     s.gid = stx.stx_gid
     s.mode = stx.stx_mode
-    s.ino = stx.stx_ino
+    s.ino = stx.stx_ino ^ ino_salt(&server_of(r).inodes, &stx)
     s.size = stx.stx_size
     s.blocks = stx.stx_blocks
     s.atime.tv_sec = stx.stx_atime.tv_sec
@@ -94,20 +94,25 @@ cdef int op_statx(Request *r) noexcept nogil:
 # ---------------------------------------------------------------- SETATTR
 
 cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
-    """truncate(2), as the caller where suid and sgid are to go by the source's own rules."""
+    """truncate(2); unprivileged where suid and sgid are to go, by the source's own rules."""
     cdef char path[32]
-    cdef bint as_caller = (arg.valid & FATTR_KILL_SUIDGID) != 0
-    cdef int res = identity_take(r) if as_caller else 0
-    if res < 0:
-        return res
+    cdef bint kill = (arg.valid & FATTR_KILL_SUIDGID) != 0
+    cdef int own = -1
+    cdef int res
     if h != NULL and h.open_flags & O_ACCMODE != O_RDONLY:
-        res = ftruncate(h.fd, arg.size)
+        fd = h.fd
     else:
         snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
-        res = truncate(path, arg.size)
-    res = -errno if res < 0 else 0
-    if as_caller:
-        identity_restore(r)
+        fd = own = open(path, O_WRONLY | O_CLOEXEC | O_LARGEFILE)
+        if fd < 0:
+            return -errno
+    if kill:
+        unprivileged_take(r)
+    res = -errno if ftruncate(fd, arg.size) < 0 else 0
+    if kill:
+        unprivileged_restore(r)
+    if own >= 0:
+        close(own)
     return res
 
 

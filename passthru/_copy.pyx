@@ -8,7 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._identity cimport identity_restore, identity_take
+from passthru._identity cimport unprivileged_restore, unprivileged_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -173,13 +173,12 @@ cdef int blocking_write(Request *r) noexcept nogil:
     return write_reply(r, res)
 
 
-cdef int blocking_write_as_caller(Request *r) noexcept nogil:
-    """A write that clears suid and sgid by the source's own rules, which look at the writer."""
-    cdef int res = identity_take(r)
-    if res < 0:
-        return res
+cdef int blocking_write_unprivileged(Request *r) noexcept nogil:
+    """A write that clears suid, sgid and capabilities by the source's own rules."""
+    cdef int res
+    unprivileged_take(r)
     res = blocking_write(r)
-    identity_restore(r)
+    unprivileged_restore(r)
     return res
 
 
@@ -256,7 +255,7 @@ cdef int op_write(Request *r) noexcept nogil:
         return -EBADF
     h = r.handle
     if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
-        return later(r, blocking_write_as_caller)
+        return later(r, blocking_write_unprivileged)
     if h.flags & H_DIRECT and arg.write_flags & FUSE_WRITE_CACHE and (arg.offset | arg.size) & 4095:
         # The page cache writes an mmap's last page up to the end of the file only.
         r.fd = buffered_fd(h)

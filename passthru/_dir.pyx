@@ -71,8 +71,13 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
     cdef fuse_entry_out *e
     cdef statx stx
     cdef int64_t node
-    cdef Inode *dir = NULL
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *dir = inode_at(t, r.h.nodeid)
+    cdef uint64_t salt
     cdef int dir_fd = -1, n
+    if dir == NULL:
+        return -ESTALE
+    salt = t.fs[dir.fs].salt
     if off != h.next_off:
         if lseek(h.fd, off, SEEK_SET) < 0:
             return -errno
@@ -98,7 +103,7 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
             break
         to = r.out + used
         f = <fuse_dirent *> (to + header)
-        f.ino = d.d_ino
+        f.ino = d.d_ino ^ salt
         f.off = <uint64_t> d.d_off
         f.namelen = namelen
         f.type = d.d_type
@@ -113,7 +118,7 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
                 f.type = stx.stx_mode >> 12
             else:
                 memset(e, 0, sizeof(fuse_entry_out))
-                e.attr.ino = d.d_ino
+                e.attr.ino = d.d_ino ^ salt
                 e.attr.mode = <uint32_t> d.d_type << 12
         memcpy(<char *> f + sizeof(fuse_dirent), d.d_name, namelen)
         memset(<char *> f + sizeof(fuse_dirent) + namelen, 0, size - header - sizeof(fuse_dirent) - namelen)

@@ -8,7 +8,7 @@ from passthru._request cimport Request
 
 cdef const char *name_arg(Request *r, uint32_t *at) noexcept nogil
 cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil
-cdef void attr_fill(fuse_attr *a, statx *stx) noexcept nogil
+cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil
 cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *name, bint fresh,
                           statx *stx) noexcept nogil
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil

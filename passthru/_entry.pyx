@@ -46,9 +46,9 @@ cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil:
     return name
 
 
-cdef void attr_fill(fuse_attr *a, statx *stx) noexcept nogil:
+cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil:
     """A fuse_attr of a statx(2) result."""
-    a.ino = stx.stx_ino
+    a.ino = stx.stx_ino ^ ino_salt(&server_of(r).inodes, stx)
     a.size = stx.stx_size
     a.blocks = stx.stx_blocks
     a.atime = stx.stx_atime.tv_sec
@@ -146,7 +146,7 @@ cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept n
     out.entry_valid_nsec = c.entry_valid_nsec
     out.attr_valid = c.attr_valid
     out.attr_valid_nsec = c.attr_valid_nsec
-    attr_fill(&out.attr, stx)
+    attr_fill(r, &out.attr, stx)
     return sizeof(fuse_entry_out)
 
 

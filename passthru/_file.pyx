@@ -5,7 +5,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from passthru._abi cimport *
 from passthru._copy cimport handle_io_flags, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
-from passthru._identity cimport identity_restore, identity_take, umask_take
+from passthru._identity cimport (
+    identity_restore, identity_take, umask_take, unprivileged_restore, unprivileged_take,
+)
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport locks_drop_handle, locks_drop_owner
@@ -63,7 +65,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
 cdef int op_open(Request *r) noexcept nogil:
     cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
     cdef uint32_t flags = source_flags(r, arg.flags)
-    cdef bint as_caller = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0
+    cdef bint kill = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 and (flags & O_TRUNC) != 0
     cdef Inode *i
     cdef statx stx
     cdef char path[32]
@@ -71,17 +73,18 @@ cdef int op_open(Request *r) noexcept nogil:
     opath = parent_of(r, &i)
     if opath < 0:
         return opath
-    if as_caller:
-        res = identity_take(r)
-        if res < 0:
-            inode_unpin(i)
-            return res
     snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
-    fd = open(path, flags)
+    fd = open(path, flags & ~<uint32_t> O_TRUNC if kill else flags)
     if fd < 0:
         fd = -errno
-    if as_caller:
-        identity_restore(r)
+    elif kill:
+        # The kernel has checked the open; suid and sgid go by the rules for who truncates.
+        unprivileged_take(r)
+        res = -errno if ftruncate(fd, 0) < 0 else 0
+        unprivileged_restore(r)
+        if res < 0:
+            close(fd)
+            fd = res
     if fd >= 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)

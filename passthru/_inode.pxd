@@ -33,6 +33,7 @@ cdef struct Filesystem:
     int mount_fd           # for open_by_handle_at(2)
     uint32_t flags
     uint64_t type          # statfs(2) f_type
+    uint64_t salt          # of inode numbers: one st_dev shows all filesystems below the source
 
 cdef union HandleBytes:
     unsigned char here[INLINE_HANDLE]
@@ -129,6 +130,19 @@ cdef inline int inode_fd(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
 
 cdef inline void inode_unpin(Inode *i) noexcept nogil:
     atomic_sub32(&i.pins, 1)
+
+
+cdef inline uint64_t ino_salt(InodeTable *t, statx *stx) noexcept nogil:
+    """What makes inode numbers of submounts differ from those of the source; 0 for the source's own.
+
+    With one st_dev for all, two files of the same number and several links would be taken for
+    one by tar and cp -a.
+    """
+    cdef int fs
+    if t.fs_count == 1 or (t.fs[0].dev_minor == stx.stx_dev_minor and t.fs[0].dev_major == stx.stx_dev_major):
+        return 0
+    fs = fs_find(t, stx)
+    return t.fs[fs].salt if fs >= 0 else 0
 
 
 cdef inline Handle *handle_at(Slab *handles, uint64_t fh, unsigned kind) noexcept nogil:

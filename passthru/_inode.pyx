@@ -150,6 +150,10 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd) noexcept nogil:
     n = fs_find(t, stx)
     if n < 0 and t.fs_count < MAX_FS:
         n = t.fs_count
+        f.salt = <uint64_t> n << 48
+        for k in range(n):  # mounts of one filesystem: hard links have one number
+            if t.fs[k].dev_minor == f.dev_minor and t.fs[k].dev_major == f.dev_major:
+                f.salt = t.fs[k].salt
         t.fs[n] = f
         if f.flags & FS_REMOTE:
             t.remote = 1

@@ -14,6 +14,7 @@ from passthru._entry cimport *
 from passthru._file cimport *
 from passthru._inode cimport FS_REMOTE, Inode, handle_close, inode_at, inode_forget
 from passthru._libc cimport *
+from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -83,6 +84,7 @@ cdef void ops_init() noexcept nogil:
     op(FUSE_ACCESS, op_access, sizeof(fuse_access_in), 0)
     op(FUSE_CREATE, op_create, sizeof(fuse_create_in), 0)
     op(FUSE_DESTROY, op_destroy, 0, OWN_WAIT)
+    op(FUSE_IOCTL, op_ioctl, sizeof(fuse_ioctl_in), 0)
     op(FUSE_BATCH_FORGET, op_batch_forget, sizeof(fuse_batch_forget_in), OWN_WAIT)
     op(FUSE_FALLOCATE, op_fallocate, sizeof(fuse_fallocate_in), OWN_WAIT)
     op(FUSE_READDIRPLUS, op_readdirplus, sizeof(fuse_read_in), 0)

@@ -21,6 +21,11 @@ cdef int check(int r, what) except -1:
     return r
 
 
+def clone_mount(int fd):
+    """An O_PATH fd of the same directory in a private copy of its mount, without submounts (open_tree(2))."""
+    return check(sys_clone_mount(fd), "open_tree")
+
+
 def fsopen(bytes fstype):
     """fsopen(2), close-on-exec."""
     return check(sys_fsopen(fstype, 1), "fsopen")

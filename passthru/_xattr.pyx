@@ -10,7 +10,6 @@ from libc.string cimport memcpy
 
 from passthru._abi cimport *
 from passthru._entry cimport name_arg, parent_of
-from passthru._identity cimport identity_restore, identity_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -87,7 +86,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
     cdef char path[32]
     cdef Inode *i
     cdef int fd
-    cdef bint as_caller = False
+    cdef statx stx
     cdef long n
     if not server_of(r).config.xattr:
         return -ENOSYS
@@ -96,17 +95,13 @@ cdef int op_setxattr(Request *r) noexcept nogil:
     fd = parent_of(r, &i)
     if fd < 0:
         return fd
-    if server_of(r).config.init_flags & SETXATTR_EXT and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
-        # The source clears sgid if the one who sets the ACL is not in the file's group.
-        as_caller = True
-        n = identity_take(r)
-        if n < 0:
-            inode_unpin(i)
-            return <int> n
     fd_path(path, fd)
     n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
-    if as_caller:
-        identity_restore(r)
+    if n == 0 and server_of(r).config.init_flags & SETXATTR_EXT and \
+            arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
+        # For us the source keeps sgid; for the caller, who is not in the file's group, it would not.
+        if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and stx.stx_mode & S_ISGID:
+            fchmodat(AT_FDCWD, path, stx.stx_mode & 0o7777 & ~S_ISGID, 0)
     inode_unpin(i)
     return <int> n
 

@@ -534,6 +534,21 @@ static inline int sys_open_by_handle_at(int mount_fd, struct file_handle_max *fh
 
 /* ------------------------------------------------------- mount API, -errno */
 
+struct mount_setattr_args { uint64_t attr_set, attr_clr, propagation, userns_fd; };
+ABI_SIZE(struct mount_setattr_args, 32);
+
+/* A private copy of the mount that `fd` lies on, without what is mounted below: an O_PATH fd. */
+static inline int sys_clone_mount(int fd)
+{
+	struct mount_setattr_args private_mount = { .propagation = 1 << 18 /* MS_PRIVATE */ };
+	int r = (int)syscall(428, fd, "", 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_EMPTY_PATH);
+	if (r >= 0 && syscall(442, r, "", AT_EMPTY_PATH, &private_mount, sizeof(private_mount)) < 0) {
+		close(r);
+		r = -1;
+	}
+	return r < 0 ? -errno : r;
+}
+
 static inline int sys_fsopen(const char *fs, unsigned flags)
 {
 	int r = (int)syscall(430, fs, flags);

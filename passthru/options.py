@@ -135,6 +135,9 @@ class Options:
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
         "--local-locks", o="local_locks", no="nolocal_locks")
+    one_file_system: bool = option(
+        False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
+        "-x", "--one-file-system", o="one_file_system")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
 
     @property

@@ -164,6 +164,7 @@ class Session:
         self.options = options
         self.fuse_fd = -1
         self.source_fd = -1
+        self.clone_fd = -1
         self.kernel_mount: mount.KernelMount | None = None
         self.target, self.mount_id, self.fuse_dev = "", 0, 0
         self.queues: list[Queue] = []
@@ -201,6 +202,13 @@ class Session:
             self.source_fd = os.open(o.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise SourceError(f"source {o.source}: {reason(e)}") from None
+        if o.one_file_system:
+            try:
+                self.clone_fd = _sys.clone_mount(self.source_fd)  # lives as long as its fd
+                os.close(self.source_fd)
+                self.source_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.clone_fd)
+            except OSError as e:
+                raise SourceError(f"--one-file-system: {o.source}: {reason(e)}") from None
         self.target, self.target_fd = mount.open_mountpoint(o.mountpoint)
         self._check_max_write()
         raise_fd_limit()
