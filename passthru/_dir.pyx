@@ -24,11 +24,14 @@ cdef int op_opendir(Request *r) noexcept nogil:
     cdef fuse_open_out *out = <fuse_open_out *> r.out
     cdef Inode *i
     cdef uint32_t index
-    cdef int fd
+    cdef int fd, flags
     cdef int opath = parent_of(r, &i)
     if opath < 0:
         return opath
-    fd = openat(opath, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC | ((<fuse_open_in *> r.op_in).flags & O_NOATIME))
+    flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | ((<fuse_open_in *> r.op_in).flags & O_NOATIME)
+    fd = openat(opath, ".", flags)
+    if fd < 0 and fds_short(&s.inodes, errno):
+        fd = openat(opath, ".", flags)
     if fd < 0:
         fd = -errno
         inode_unpin(i)

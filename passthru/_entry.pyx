@@ -104,6 +104,8 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
                     r.ctx.stats.lookups += 1
                     return node
         fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0 and fds_short(&s.inodes, errno):
+            fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
         return -errno
     return opened_inode(r, fd, stx)

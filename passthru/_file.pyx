@@ -74,7 +74,11 @@ cdef int op_open(Request *r) noexcept nogil:
     if opath < 0:
         return opath
     snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
-    fd = open(path, flags & ~<uint32_t> O_TRUNC if kill else flags)
+    if kill:
+        flags &= ~<uint32_t> O_TRUNC
+    fd = open(path, flags)
+    if fd < 0 and fds_short(&server_of(r).inodes, errno):
+        fd = open(path, flags)
     if fd < 0:
         fd = -errno
     elif kill:
@@ -141,7 +145,7 @@ cdef int op_create(Request *r) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef Inode *parent
-    cdef int dir_fd, fd, res
+    cdef int dir_fd, fd, res, how
     if name == NULL:
         return -EINVAL
     dir_fd = parent_of(r, &parent)
@@ -152,7 +156,10 @@ cdef int op_create(Request *r) noexcept nogil:
         inode_unpin(parent)
         return res
     umask_take(r.ctx, arg.umask & 0o777)
-    fd = openat(dir_fd, name, flags | O_CREAT | O_NOFOLLOW | (arg.flags & O_EXCL), arg.mode & 0o7777)
+    how = flags | O_CREAT | O_NOFOLLOW | (arg.flags & O_EXCL)
+    fd = openat(dir_fd, name, how, arg.mode & 0o7777)
+    if fd < 0 and fds_short(&server_of(r).inodes, errno):
+        fd = openat(dir_fd, name, how, arg.mode & 0o7777)
     if fd < 0:
         fd = -errno
     identity_restore(r)

@@ -18,6 +18,7 @@ from passthru._libc cimport *
 from passthru._slab cimport *
 
 cdef enum:
+    NO_SLOT = 0xffffffff
     TMPFS_MAGIC = 0x01021994
     RAMFS_MAGIC = 0x858458f6
     HUGETLBFS_MAGIC = 0x958458f6
@@ -175,49 +176,84 @@ cdef void cache_remove(InodeTable *t, Inode *i) noexcept nogil:
         spin_unlock(&t.fds.lock)
 
 
+cdef Inode *cache_victim(InodeTable *t, uint32_t *at) noexcept nogil:
+    """Clock sweep, under the cache's lock: claim an idle inode to evict. NULL: all are in use.
+
+    `at` is a slot that is free now; the victim's, if there is one.
+    """
+    cdef FdCache *c = &t.fds
+    cdef Inode *i
+    cdef uint32_t steps, n
+    for steps in range(2 * c.used):
+        n = c.hand
+        c.hand = n + 1 if n + 1 < c.used else 0
+        at[0] = n
+        if not c.nodes[n]:
+            return NULL
+        i = <Inode *> slab_at(&t.slab, c.nodes[n])
+        if i.used and steps < c.used:
+            i.used = 0
+            continue
+        if atomic_cas32(&i.pins, 0, EVICTING):
+            i.slot = 0
+            c.nodes[n] = 0
+            return i
+    at[0] = NO_SLOT
+    return NULL
+
+
+cdef void evict(Inode *i) noexcept nogil:
+    """Close the fd of a claimed inode, for its handle."""
+    cdef file_handle_max fh
+    cdef int fd = i.fd
+    if i.handle_len == 0:
+        if sys_name_to_handle_at(fd, &fh) < 0 or not handle_store(i, &fh):
+            i.handle_len = NO_HANDLE
+    if i.handle_len != NO_HANDLE:
+        atomic_seti(&i.fd, -1)
+        close(fd)
+    atomic_sub32(&i.pins, EVICTING)
+
+
 cdef void cache_insert(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     """Account for an inode's open fd; close that of one not used for a while if there are too many."""
     cdef FdCache *c = &t.fds
     cdef Inode *victim = NULL
-    cdef uint32_t steps, n
-    cdef file_handle_max fh
-    cdef int fd
+    cdef uint32_t n
     if not t.fs[i.fs].flags & FS_HANDLES or i.handle_len == NO_HANDLE:
         return
     spin_lock(&c.lock)
     if c.used < c.size:
         n = c.used
         c.used += 1
+    else:
+        victim = cache_victim(t, &n)
+    if n != NO_SLOT:  # else it stays open until it is forgotten
         c.nodes[n] = node
         i.slot = n + 1
-    else:
-        for steps in range(2 * c.size):
-            n = c.hand
-            c.hand = n + 1 if n + 1 < c.size else 0
-            if c.nodes[n]:
-                victim = <Inode *> slab_at(&t.slab, c.nodes[n])
-                if victim.used and steps < c.size:
-                    victim.used = 0
-                    victim = NULL
-                    continue
-                if not atomic_cas32(&victim.pins, 0, EVICTING):
-                    victim = NULL
-                    continue
-                victim.slot = 0
-            c.nodes[n] = node
-            i.slot = n + 1
-            break
     spin_unlock(&c.lock)
-    if victim == NULL:
-        return
-    if victim.handle_len == 0:
-        if sys_name_to_handle_at(victim.fd, &fh) < 0 or not handle_store(victim, &fh):
-            victim.handle_len = NO_HANDLE
-    if victim.handle_len != NO_HANDLE:
-        fd = victim.fd
-        atomic_seti(&victim.fd, -1)
-        close(fd)
-    atomic_sub32(&victim.pins, EVICTING)
+    if victim != NULL:
+        evict(victim)
+
+
+cdef bint fds_short(InodeTable *t, int error) noexcept nogil:
+    """After an open(2) that failed with `error`: is it worth another try, some cached fds being closed now?"""
+    cdef Inode *victim
+    cdef uint32_t n, freed = 0
+    if error != EMFILE and error != ENFILE:
+        return False
+    while freed < 64:
+        spin_lock(&t.fds.lock)
+        victim = cache_victim(t, &n)
+        spin_unlock(&t.fds.lock)
+        if victim == NULL:
+            if n == NO_SLOT or t.fds.used == 0:
+                break
+            freed += 1  # an empty slot: keep the sweep bounded
+            continue
+        evict(victim)
+        freed += 1
+    return freed > 0
 
 
 cdef bint handle_store(Inode *i, file_handle_max *fh) noexcept nogil:
@@ -250,6 +286,8 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         fh.handle_type = i.handle_type
         memcpy(fh.f_handle, handle_bytes(i), i.handle_len)
         fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0 and fds_short(t, -fd):
+            fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd == -ESTALE and i.handles:
         fd = reopen_unlinked(t, node)
     if fd < 0:

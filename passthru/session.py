@@ -121,7 +121,9 @@ class Queue(threading.Thread):
             if self.fuse_fd >= 0 and self.error is None:
                 self.thread.register(self.fuse_fd)
                 self.registered.set()
-                self.thread.serve()
+                left = self.thread.serve()
+                if self.session.options.debug:
+                    log(f"{self.name} ends, the kernel has {left} of its entries")
         except OSError as e:
             self.error = e
             self.registered.set()
@@ -142,6 +144,7 @@ class Reader(threading.Thread):
         self.error: OSError | None = None
         self.opened = threading.Event()
         self.ended_by = 0
+        self.done = False  # is_alive() is still true for a moment after the session was told
 
     def run(self) -> None:
         try:
@@ -154,6 +157,7 @@ class Reader(threading.Thread):
                 self.ended_by = self.thread.serve()
         finally:
             self.thread.close()
+            self.done = True
             self.session.thread_ended()
 
 
@@ -266,7 +270,7 @@ class Session:
             raise PassthruError(f"status page in {stats.directory()}: {reason(e)}") from None
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.core = _server.ServerCore(
-            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 4)),
+            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 8)),
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
             fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
@@ -410,7 +414,7 @@ class Session:
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         poll.register(self.ended, select.POLLIN)
-        while any(r.is_alive() for r in self.readers):
+        while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
                 if fd == wake_read:
                     os.read(wake_read, 64)
