@@ -8,7 +8,8 @@ from setuptools import Extension, setup
 debug = os.environ.get("PASSTHRU_DEBUG") == "1"
 sanitize = os.environ.get("PASSTHRU_SANITIZE") == "1"
 
-cflags = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
+cflags = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden"]
+cflags += ["-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 cflags += ["-O1", "-g", "-UNDEBUG"] if debug else ["-O2", "-g1"]
 macros = [("_GNU_SOURCE", None), ("_FILE_OFFSET_BITS", "64")]
 lflags = []
@@ -42,4 +43,5 @@ setup(
             "embedsignature": True,
         },
     ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -333,7 +333,7 @@ cdef void worker_serve(Worker *w) noexcept nogil:
     cdef unsigned batch
     cdef int r
     arm_wake(w)
-    while w.alive or w.ctx.inflight or w.ctx.pooled:
+    while True:
         batch = 0
         while True:
             cqe = uring_peek(&w.ring)
@@ -343,9 +343,12 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             # The slot of a CQE may be overwritten once it is seen; what follows may take a while.
             handle_cqe(w, cqe.user_data, cqe.res)
             uring_seen(&w.ring)
-        if atomic_get32(&s.stop) and not w.ctx.inflight and not w.ctx.pooled:
-            uring_enter(&w.ring, 0)  # what is committed reaches the kernel
-            break
+        if not w.ctx.inflight and not w.ctx.pooled:
+            if not w.alive:
+                break
+            if atomic_get32(&s.stop):
+                uring_enter(&w.ring, 0)  # what is committed reaches the kernel
+                break
         if not w.wake_armed:
             arm_wake(w)
         w.ctx.stats.enters += 1
