@@ -136,6 +136,8 @@ cdef extern from "abi.h" nogil:
         IORING_RSRC_REGISTER_SPARSE
     enum:
         FUSE_DEV_IOC_CLONE
+        FUSE_DEV_IOC_BACKING_OPEN
+        FUSE_DEV_IOC_BACKING_CLOSE
         FUSE_DEV_IOC_SYNC_INIT
         IORING_OFF_SQ_RING
         IORING_OFF_SQES
@@ -393,6 +395,10 @@ cdef extern from "abi.h" nogil:
         uint32_t namelen
         uint32_t type
         char name[0]
+    struct fuse_backing_map:
+        int32_t fd
+        uint32_t flags
+        uint64_t padding
     struct fuse_init_in:
         uint32_t major
         uint32_t minor

@@ -23,7 +23,7 @@ cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned 
     cdef int fd, res
     if has_fh:
         h = <Handle *> slab_at(&server_of(r).handles, fh)
-        if h != NULL and h.kind != H_FREE:
+        if h != NULL and h.kind != H_FREE and h.fd >= 0:
             return -errno if c_statx(h.fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
     fd = parent_of(r, &i)
     if fd < 0:
@@ -99,7 +99,7 @@ cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept 
     cdef bint kill = (arg.valid & FATTR_KILL_SUIDGID) != 0
     cdef int own = -1
     cdef int res
-    if h != NULL and h.open_flags & O_ACCMODE != O_RDONLY:
+    if h != NULL and h.fd >= 0 and h.open_flags & O_ACCMODE != O_RDONLY:
         fd = h.fd
     else:
         snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)

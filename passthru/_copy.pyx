@@ -8,6 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
+from passthru._backing cimport handle_fd
 from passthru._identity cimport unprivileged_restore, unprivileged_take
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -200,7 +201,9 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     r.handle = handle_at(&server_of(r).handles, fh, H_FILE)
     if r.handle == NULL:
         return -EBADF
-    r.fd = r.handle.fd
+    r.fd = handle_fd(server_of(r), r.handle)
+    if r.fd < 0:
+        return r.fd
     r.off = off
     r.len = size
     r.done = 0
@@ -213,10 +216,12 @@ cdef int op_read(Request *r) noexcept nogil:
     cdef Handle *h
     cdef iovec iov
     cdef ssize_t n
+    cdef int res
     if arg.size > r.out_cap:
         return -EINVAL
-    if data_request(r, arg.fh, arg.offset, arg.size, r.out) < 0:
-        return -EBADF
+    res = data_request(r, arg.fh, arg.offset, arg.size, r.out)
+    if res < 0:
+        return res
     h = r.handle
     if h.flags & H_SYNC_READ:
         r.ctx.stats.io_inline += 1
@@ -251,8 +256,9 @@ cdef int op_write(Request *r) noexcept nogil:
     cdef int res
     if arg.size > r.arg_len:
         return -EINVAL
-    if data_request(r, arg.fh, arg.offset, arg.size, r.arg) < 0:
-        return -EBADF
+    res = data_request(r, arg.fh, arg.offset, arg.size, r.arg)
+    if res < 0:
+        return res
     h = r.handle
     if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
         return later(r, blocking_write_unprivileged)
@@ -318,7 +324,9 @@ cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
     r.handle = handle_at(&server_of(r).handles, arg.fh, kind)
     if r.handle == NULL:
         return -EBADF
-    r.fd = r.handle.fd
+    r.fd = handle_fd(server_of(r), r.handle)
+    if r.fd < 0:
+        return r.fd
     r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
     if r.ctx.ring == NULL:
         return later(r, blocking_fsync)
@@ -346,7 +354,9 @@ cdef int op_fallocate(Request *r) noexcept nogil:
     r.handle = handle_at(&server_of(r).handles, arg.fh, H_FILE)
     if r.handle == NULL:
         return -EBADF
-    r.fd = r.handle.fd
+    r.fd = handle_fd(server_of(r), r.handle)
+    if r.fd < 0:
+        return r.fd
     if r.ctx.ring == NULL:
         return later(r, blocking_fallocate)
     sqe = ring_sqe(r, plain_done)
@@ -369,6 +379,8 @@ cdef int op_lseek(Request *r) noexcept nogil:
     cdef int64_t at
     if h == NULL:
         return -EBADF
+    if handle_fd(server_of(r), h) < 0:
+        return handle_fd(server_of(r), h)
     at = lseek(h.fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno
@@ -392,6 +404,8 @@ cdef int blocking_copy(Request *r) noexcept nogil:
         return -EBADF
     if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
         length = 0x40000000
+    if handle_fd(server_of(r), source) < 0 or handle_fd(server_of(r), target) < 0:
+        return -EIO
     n = copy_file_range(source.fd, &at, target.fd, &to, length, arg.flags)
     if n < 0:
         return -errno

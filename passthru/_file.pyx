@@ -1,8 +1,9 @@
 """OPEN, CREATE, TMPFILE, FLUSH, RELEASE."""
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
+from passthru._backing cimport backing_take
 from passthru._copy cimport handle_io_flags, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
 from passthru._identity cimport (
@@ -34,8 +35,11 @@ cdef uint64_t version_of(statx *stx) noexcept nogil:
 
 
 cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int fd, uint32_t flags,
-                    statx *stx) noexcept nogil:
-    """Make a handle of fd, which it takes over, and tell the kernel how to use it. 0 or -ENOMEM."""
+                    statx *stx, int32_t backing) noexcept nogil:
+    """Make a handle of fd, which it takes over, and tell the kernel how to use it. 0 or -ENOMEM.
+
+    With a backing id fd may be -1, and the inode's pin is the handle's until it is closed.
+    """
     cdef Server *s = server_of(r)
     cdef uint32_t index = handle_open(&s.inodes, r.ctx.id, node, fd, H_FILE)
     cdef Handle *h
@@ -48,13 +52,16 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, flags)
     out.fh = index
     out.open_flags = FOPEN_PARALLEL_DIRECT_WRITES
-    out.backing_id = 0
-    # Pages cached at an earlier open are good if the file is still what it was then. An open for
-    # writing may change it before the next one.
-    version = version_of(stx)
-    if i.cached == version:
-        out.open_flags |= FOPEN_KEEP_CACHE
-    i.cached = version
+    out.backing_id = backing
+    if backing:
+        out.open_flags |= FOPEN_PASSTHROUGH
+    else:
+        # Pages cached at an earlier open are good if the file is still what it was then. An open
+        # for writing may change it before the next one.
+        version = version_of(stx)
+        if i.cached == version:
+            out.open_flags |= FOPEN_KEEP_CACHE
+        i.cached = version
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.
     if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:
@@ -63,21 +70,35 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
 
 
 cdef int op_open(Request *r) noexcept nogil:
+    cdef Server *s = server_of(r)
     cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
+    cdef fuse_open_out *out = <fuse_open_out *> r.out
     cdef uint32_t flags = source_flags(r, arg.flags)
     cdef bint kill = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 and (flags & O_TRUNC) != 0
     cdef Inode *i
     cdef statx stx
     cdef char path[32]
+    cdef int32_t backing = 0
     cdef int fd, opath, res
     opath = parent_of(r, &i)
     if opath < 0:
         return opath
+    if s.config.passthrough:
+        backing = backing_take(s, i, <uint32_t> r.h.nodeid, opath)
+    if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
+        # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
+        # the errors of that for ours, so what may fail (ETXTBSY, EROFS) is opened here first.
+        res = open_reply(r, out, <uint32_t> r.h.nodeid, i, -1, flags, NULL, backing)
+        if res < 0:
+            inode_unpin(i)
+            return res
+        (<Handle *> slab_at(&s.handles, out.fh)).pinned = 1
+        return sizeof(fuse_open_out)
     snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
     if kill:
         flags &= ~<uint32_t> O_TRUNC
     fd = open(path, flags)
-    if fd < 0 and fds_short(&server_of(r).inodes, errno):
+    if fd < 0 and fds_short(&s.inodes, errno):
         fd = open(path, flags)
     if fd < 0:
         fd = -errno
@@ -89,14 +110,14 @@ cdef int op_open(Request *r) noexcept nogil:
         if res < 0:
             close(fd)
             fd = res
-    if fd >= 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+    if fd >= 0 and not backing and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)
         fd = res
     if fd < 0:
         inode_unpin(i)
         return fd
-    res = open_reply(r, <fuse_open_out *> r.out, <uint32_t> r.h.nodeid, i, fd, flags, &stx)
+    res = open_reply(r, out, <uint32_t> r.h.nodeid, i, fd, flags & ~<uint32_t> O_TRUNC, &stx, backing)
     inode_unpin(i)
     return res if res < 0 else <int> sizeof(fuse_open_out)
 
@@ -109,6 +130,8 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
     cdef char path[32]
     cdef uint32_t node = 0
     cdef int64_t found
+    cdef int32_t backing = 0
+    cdef Inode *i
     cdef int fs, opath, res
     if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
@@ -130,8 +153,15 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
             return <int> found
         node = <uint32_t> found
     entry_reply(r, r.out, node, &stx)
-    res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node,
-                     inode_at(&s.inodes, node), fd, flags, &stx)
+    i = inode_at(&s.inodes, node)
+    if s.config.passthrough:
+        atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
+        while atomic_get32(&i.pins) & EVICTING:
+            sched_yield()
+        backing = backing_take(s, i, node, fd)
+    res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
+    if s.config.passthrough:
+        inode_unpin(i)
     if res < 0:
         inode_forget(&s.inodes, node, 1)
         r.ctx.stats.forgets += 1
@@ -198,7 +228,7 @@ cdef int op_flush(Request *r) noexcept nogil:
     if h == NULL:
         return -EBADF
     locks_drop_owner(s, h.node, arg.lock_owner)
-    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE and h.fd >= 0:
         r.fd = h.fd
         return later(r, blocking_flush)
     return 0

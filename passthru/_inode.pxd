@@ -15,6 +15,7 @@ cdef enum:
     FS_HANDLES = 1         # inodes can be opened by handle
     FS_MEMORY = 2          # tmpfs and kin: I/O never waits for a device
     FS_REMOTE = 4          # any operation may wait for a network or another daemon
+    FS_NO_BACKING = 8      # its files cannot be passed through by the kernel
     # Handle.kind
     H_FREE = 0
     H_FILE = 1
@@ -59,6 +60,8 @@ cdef struct Inode:
     uint8_t handle_len     # 0: none taken yet
     uint8_t locked         # has record locks; under the lock table's lock
     int32_t handle_type
+    int32_t backing        # kernel passthrough: its id, 0: none yet
+    uint32_t backing_slot  # in the list of kept backing ids + 1
     HandleBytes handle
 
 cdef struct HashShard:
@@ -83,13 +86,17 @@ cdef struct InodeTable:
     uint32_t fs_lock
     uint32_t generation
     FdCache fds
+    FdCache backings       # inodes with a backing id
+    void (*forget)(void *session, Inode *i) noexcept nogil  # before an inode is freed
+    void *session
     Slab *handles          # to find an unlinked inode's open file
     uint32_t remote        # some filesystem here is FS_REMOTE
 
 cdef struct Handle:
     uint32_t kind
     uint32_t node
-    int fd
+    int32_t fd             # -1: not opened, the kernel reads and writes the backing file
+    uint32_t pinned        # holds a pin of its inode
     int32_t buffered_fd    # of an O_DIRECT file, for what is not aligned; -1: not open
     uint32_t flags
     uint32_t open_flags

@@ -65,9 +65,10 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
         if t.shards[n].buckets == NULL:
             return -ENOMEM
         t.shards[n].mask = 63
-    t.fds.size = fd_cache
+    t.fds.size = t.backings.size = fd_cache
     t.fds.nodes = <uint32_t *> calloc(fd_cache, sizeof(uint32_t))
-    if t.fds.nodes == NULL:
+    t.backings.nodes = <uint32_t *> calloc(fd_cache, sizeof(uint32_t))
+    if t.fds.nodes == NULL or t.backings.nodes == NULL:
         return -ENOMEM
     if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID, &stx) < 0:
         return -errno
@@ -101,6 +102,7 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
     for n in range(HASH_SHARDS):
         free(t.shards[n].buckets)
     free(t.fds.nodes)
+    free(t.backings.nodes)
     slab_destroy(&t.slab)
 
 
@@ -309,7 +311,7 @@ cdef int reopen_unlinked(InodeTable *t, uint32_t node) noexcept nogil:
     cdef int fd
     for n in range(<uint64_t> t.handles.chunks << CHUNK_BITS):
         h = <Handle *> slab_at(t.handles, n)
-        if h != NULL and h.kind != H_FREE and h.node == node:
+        if h != NULL and h.kind != H_FREE and h.node == node and h.fd >= 0:
             snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
             fd = open(path, O_PATH | O_CLOEXEC)
             return fd if fd >= 0 else -errno
@@ -470,6 +472,8 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
             i.live = 0
             spin_unlock(&sh.lock)
             cache_remove(t, i)
+            if t.forget != NULL:
+                t.forget(t.session, i)
             if i.fd >= 0:
                 close(i.fd)
             if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
@@ -493,7 +497,8 @@ cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, 
     cdef Handle *h
     cdef HashShard *sh
     if not index:
-        close(fd)
+        if fd >= 0:
+            close(fd)
         return 0
     h = <Handle *> slab_at(t.handles, index)
     h.node = node
@@ -513,9 +518,12 @@ cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil:
     cdef uint32_t node = h.node
     cdef int fd = h.fd
     h.kind = H_FREE
+    if h.pinned:
+        inode_unpin(inode_at(t, node))
     if h.buffered_fd >= 0:
         close(h.buffered_fd)
     free(h.buf)
     slab_free(t.handles, index)
-    close(fd)
+    if fd >= 0:
+        close(fd)
     inode_drop(t, node, 0, 1)

@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
+from passthru._backing cimport handle_fd
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -29,6 +30,7 @@ cdef int op_ioctl(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_DIR if arg.flags & FUSE_IOCTL_DIR else H_FILE)
     cdef char data[LARGEST]
     cdef uint32_t size = arg.out_size
+    cdef int fd
     if h == NULL:
         return -EBADF
     if arg.flags & FUSE_IOCTL_COMPAT or arg.cmd not in (
@@ -38,9 +40,12 @@ cdef int op_ioctl(Request *r) noexcept nogil:
         size = 4  # its number says long, but filesystems write an int, and programs have room for that
     if arg.in_size > LARGEST or arg.in_size > r.arg_len or size > LARGEST:
         return -EINVAL
+    fd = handle_fd(server_of(r), h)
+    if fd < 0:
+        return fd
     memset(data, 0, sizeof(data))
     memcpy(data, r.arg, arg.in_size)
-    if ioctl(h.fd, arg.cmd, &data[0]) < 0:
+    if ioctl(fd, arg.cmd, &data[0]) < 0:
         return -errno
     memset(out, 0, sizeof(fuse_ioctl_out))
     memcpy(out + 1, data, size)

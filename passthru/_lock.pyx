@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from passthru._abi cimport *
+from passthru._backing cimport handle_fd
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -228,6 +229,8 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef int res
     if h == NULL:
         return -EBADF
+    if handle_fd(s, h) < 0:
+        return handle_fd(s, h)
     if not to_flock(&arg.lk, &fl):
         return -EINVAL
     o = owner_find(s, h.node, arg.owner)
@@ -256,6 +259,8 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
     cdef int res, kind
     if h == NULL:
         return -EBADF
+    if handle_fd(s, h) < 0:
+        return handle_fd(s, h)
     if arg.lk_flags & FUSE_LK_FLOCK:
         kind = LOCK_UN if arg.lk.type == F_UNLCK else LOCK_SH if arg.lk.type == F_RDLCK else LOCK_EX
         res = c_flock(h.fd, kind if wait else kind | LOCK_NB)

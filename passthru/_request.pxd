@@ -38,6 +38,7 @@ cdef struct Config:
     uint64_t spin_ns
     uint64_t fixed_budget      # bytes of payload memory that may be pinned
     int identity               # act as the caller (the daemon may change its ids)
+    int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
     int xattr                  # serve extended attributes
     int debug
@@ -58,6 +59,7 @@ cdef struct Server:            # one mount
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t stop
     int root_fd
+    int fuse_fd                # for backing files
     # The mountpoint, if it lies below the source: its name must not be walked into our own mount.
     uint64_t below_dev
     uint64_t below_ino

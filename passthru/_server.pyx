@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 
 from passthru._abi cimport *
+from passthru._backing cimport backing_forget
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -95,8 +96,13 @@ cdef class ServerCore:
         self.s.stats.payload_size = payload_size
         self.s.stats.magic = STATS_MAGIC
 
-    def negotiated(self, uint64_t flags, unsigned minor):
-        """The INIT reply's flags and minor version."""
+    def negotiated(self, uint64_t flags, unsigned minor, int fuse_fd, bint passthrough):
+        """The INIT reply's flags and minor version; may files be passed through by the kernel?"""
+        self.s.fuse_fd = fuse_fd
+        self.s.config.passthrough = passthrough
+        if passthrough:
+            self.s.inodes.session = &self.s
+            self.s.inodes.forget = forget_backing
         self.s.config.init_flags = flags
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
@@ -150,6 +156,10 @@ cdef class ServerCore:
         free(self.s.locks)
 
 
+cdef void forget_backing(void *session, Inode *i) noexcept nogil:
+    backing_forget(<Server *> session, i)
+
+
 cdef void handles_destroy(Slab *handles) noexcept nogil:
     cdef uint64_t n
     cdef Handle *h
@@ -158,7 +168,8 @@ cdef void handles_destroy(Slab *handles) noexcept nogil:
     for n in range(<uint64_t> handles.chunks << 10):
         h = <Handle *> slab_at(handles, n)
         if h != NULL and h.kind != H_FREE:
-            close(h.fd)
+            if h.fd >= 0:
+                close(h.fd)
             if h.buffered_fd >= 0:
                 close(h.buffered_fd)
             free(h.buf)

@@ -295,7 +295,11 @@ struct fuse_init_out {
 	uint16_t request_timeout, unused[11];
 };
 
+struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
+
 #define FUSE_DEV_IOC_CLONE _IOR(229, 0, uint32_t)
+#define FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fuse_backing_map)
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
 #define FUSE_DEV_IOC_SYNC_INIT _IO(229, 3)
 
 ABI_SIZE(struct fuse_attr, 88);
@@ -323,6 +327,7 @@ ABI_SIZE(struct fuse_fallocate_in, 32);
 ABI_SIZE(struct fuse_lseek_in, 24);
 ABI_SIZE(struct fuse_copy_file_range_in, 56);
 ABI_SIZE(struct fuse_dirent, 24);
+ABI_SIZE(struct fuse_backing_map, 16);
 ABI_SIZE(struct fuse_init_in, 64);
 ABI_SIZE(struct fuse_init_out, 64);
 ABI_AT(struct fuse_init_out, flags2, 32);

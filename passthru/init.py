@@ -28,6 +28,7 @@ class Situation:
     ring: bool          # the queues' threads are ready to register
     acl: bool           # the source has POSIX ACLs
     identity: bool      # the daemon can act as its callers
+    passthrough: bool   # the daemon may register backing files, and is to
 
 
 def _yes(s: Situation) -> bool:
@@ -74,7 +75,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (34, "CREATE_SUPP_GROUP", lambda s: s.identity, "creates in setgid directories as a member of their group"),
     (35, "HAS_EXPIRE_ONLY", _no, "no notifications are sent"),
     (36, "DIRECT_IO_ALLOW_MMAP", _yes, "mmap of files open for direct I/O, as in the source"),
-    (37, "PASSTHROUGH", _no, "reads and writes are served by the ring"),
+    (37, "PASSTHROUGH", lambda s: s.passthrough, "the kernel reads and writes the source itself"),
     (38, "NO_EXPORT_SUPPORT", _yes, "says so to exportfs: see EXPORT_SUPPORT"),
     (39, "HAS_RESEND", _no, "no other daemon takes a mount over"),
     (40, "ALLOW_IDMAP", lambda s: s.identity and s.options.default_permissions,
@@ -134,7 +135,7 @@ def reply(init: Init, flags: int, options: Options) -> bytes:
     body = INIT_OUT.pack(
         MAJOR, min(MINOR, init.minor), init.max_readahead, flags & 0xFFFFFFFF,
         options.max_background, options.max_background * 3 // 4 or 1,
-        options.max_write, 1, options.max_pages, 0, flags >> 32, 0, 0)
+        options.max_write, 1, options.max_pages, 0, flags >> 32, 1 if flags & flag("PASSTHROUGH") else 0, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, init.unique) + body
 
 

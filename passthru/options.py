@@ -70,12 +70,14 @@ def option(
     metavar: str | None = None,
     o: str | None = None,
     no: str | None = None,
+    no_flags: tuple[str, ...] = (),
 ) -> Any:
-    """Declare an option. flags: its long and short forms; o: its name in -o; no: the -o name of its opposite.
+    """Declare an option. flags: its long and short forms; o: its name in -o; no, no_flags: those of its opposite.
 
     Without `parse` it is a switch.
     """
-    meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no}
+    meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
+            "no_flags": no_flags}
     return field(default=default, metadata=meta)
 
 
@@ -132,6 +134,9 @@ class Options:
         parse=_seconds, metavar="SECONDS", o="entry_timeout")
     writeback: bool = option(
         False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
+    passthrough: bool = option(
+        True, "let the kernel read and write the source's files itself where it can; the default for root",
+        "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"))
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
         "--local-locks", o="local_locks", no="nolocal_locks")
@@ -183,6 +188,9 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument(*m["flags"], dest=f.name, metavar=m["metavar"], help=m["help"])
         else:
             p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=m["help"])
+        if m["no_flags"]:
+            p.add_argument(
+                *m["no_flags"], dest=f.name, action="store_const", const=False, help=f"the opposite of {m['flags'][-1]}")
     words = []
     for f in _declared():
         m = f.metadata

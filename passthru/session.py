@@ -66,15 +66,20 @@ def ring_parameter() -> str:
         return ""
 
 
+def capable(cap: int) -> bool:
+    """Has this process capability number `cap` (capabilities(7))?"""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
+    return bool(caps >> cap & 1)
+
+
 def can_act_as_caller() -> bool:
     """May this process change its ids to any, here and not only in a user namespace of one user?"""
     if os.geteuid() != 0:
         return False
-    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
-        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
     with open("/proc/self/setgroups", encoding="ascii") as f:
         groups = f.read().strip() == "allow"
-    return groups and caps >> 6 & 3 == 3  # CAP_SETGID, CAP_SETUID
+    return groups and capable(6) and capable(7)  # CAP_SETGID, CAP_SETUID
 
 
 def has_acl(source_fd: int) -> bool:
@@ -176,6 +181,7 @@ class Session:
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.transport, self.why = "", ""
         self.visible = False
+        self.passthrough = False
         self.page: stats.Page | None = None
         self.core: _server.ServerCore
 
@@ -197,6 +203,8 @@ class Session:
             how = f"ring transport, per-entry dialect, {len(possible_cpus())} queues x {o.queue_depth} entries"
         else:
             how = f"/dev/fuse transport, {len(self.readers)} threads"
+        if self.passthrough:
+            how += ", kernel passthrough"
         why = f" ({self.why})" if self.why else ""
         return f"{o.source} on {self.target}: {how}{why}"
 
@@ -339,6 +347,7 @@ class Session:
 
     def _handshake(self, failed: list[OSError]) -> None:
         """Answer INIT."""
+        o = self.options
         poll = select.poll()
         poll.register(self.fuse_fd, select.POLLIN)
         for _ in range(100):
@@ -364,11 +373,13 @@ class Session:
                 os.write(self.fuse_fd, init.refusal(request, errno.EOPNOTSUPP))
                 raise
         flags = init.choose(request, init.Situation(
-            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity))
+            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity,
+            o.passthrough and not o.writeback and capable(21)))
         if self.options.debug:
             log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
             log(f"INIT: taken {' '.join(init.names(flags))}")
-        self.core.negotiated(flags, min(init.MINOR, request.minor))
+        self.passthrough = bool(flags & init.flag("PASSTHROUGH"))
+        self.core.negotiated(flags, min(init.MINOR, request.minor), self.fuse_fd, self.passthrough)
         os.write(self.fuse_fd, init.reply(request, flags, self.options))
 
     def _register(self) -> None:

@@ -1,0 +1,16 @@
+# Kernel passthrough: backing files that the kernel reads and writes itself.
+from libc.stdint cimport int32_t, uint32_t
+
+from passthru._inode cimport Handle, Inode
+from passthru._request cimport Server
+
+cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept nogil
+cdef void backing_forget(Server *s, Inode *i) noexcept nogil
+cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil
+
+
+cdef inline int handle_fd(Server *s, Handle *h) noexcept nogil:
+    """The source fd of a handle, opened now if the kernel has done without so far; or -errno."""
+    if h.fd >= 0:
+        return h.fd
+    return handle_open_fd(s, h)

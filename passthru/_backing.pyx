@@ -1,0 +1,118 @@
+"""Kernel passthrough (Documentation/filesystems/fuse/fuse-passthrough.rst).
+
+A backing file is registered by the inode's own O_PATH fd, one for each inode, and kept
+when its files are closed, for the next open; there is a bound to how many. All opens of an
+inode use the same one: the kernel refuses to mix.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memset
+
+from passthru._abi cimport *
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._request cimport *
+
+
+cdef void backing_close(Server *s, int32_t backing) noexcept nogil:
+    cdef uint32_t id = <uint32_t> backing
+    ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id)
+
+
+cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept nogil:
+    """The backing id for an open of a pinned inode, 0: the files of this inode go by requests.
+
+    What is decided for the first of an inode's open files holds for the others beside it.
+    """
+    cdef fuse_backing_map m
+    cdef int32_t id = atomic_geti(&i.backing)
+    if id:
+        return id if id > 0 else 0
+    if i.handles or not s.config.passthrough or s.inodes.fs[i.fs].flags & FS_NO_BACKING:
+        return 0
+    memset(&m, 0, sizeof(m))
+    m.fd = fd
+    id = ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_OPEN, &m)
+    if id <= 0:
+        if errno in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
+            s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
+        return 0
+    if not atomic_casi(&i.backing, 0, id):
+        backing_close(s, id)
+        id = atomic_geti(&i.backing)
+        return id if id > 0 else 0
+    remember(s, i, node)
+    return id
+
+
+cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
+    """Keep the id for later opens; let go of one whose inode has no open file, if there are too many."""
+    cdef FdCache *c = &s.inodes.backings
+    cdef Inode *victim = NULL
+    cdef uint32_t steps, n
+    cdef int32_t old = 0
+    spin_lock(&c.lock)
+    if c.used < c.size:
+        n = c.used
+        c.used += 1
+        c.nodes[n] = node
+        i.backing_slot = n + 1
+    else:
+        for steps in range(c.size):
+            n = c.hand
+            c.hand = n + 1 if n + 1 < c.size else 0
+            if c.nodes[n]:
+                victim = <Inode *> slab_at(&s.inodes.slab, c.nodes[n])
+                # The claim keeps opens of it out, as they pin it first.
+                if victim.handles or not atomic_cas32(&victim.pins, 0, EVICTING):
+                    victim = NULL
+                    continue
+                if victim.handles:
+                    atomic_sub32(&victim.pins, EVICTING)
+                    victim = NULL
+                    continue
+                victim.backing_slot = 0
+            c.nodes[n] = node
+            i.backing_slot = n + 1
+            break
+    spin_unlock(&c.lock)
+    if victim != NULL:
+        old = victim.backing
+        atomic_seti(&victim.backing, 0)
+        atomic_sub32(&victim.pins, EVICTING)
+        backing_close(s, old)
+
+
+cdef void backing_forget(Server *s, Inode *i) noexcept nogil:
+    """An inode that is about to be freed; the caller has claimed it."""
+    if i.backing_slot:
+        spin_lock(&s.inodes.backings.lock)
+        s.inodes.backings.nodes[i.backing_slot - 1] = 0
+        i.backing_slot = 0
+        spin_unlock(&s.inodes.backings.lock)
+    if i.backing > 0:
+        backing_close(s, i.backing)
+        i.backing = 0
+
+
+cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil:
+    """handle_fd() for the first operation that is not a read or write of a passthrough file."""
+    cdef char path[32]
+    cdef Inode *i = inode_at(&s.inodes, h.node)
+    cdef int opath, fd
+    if i == NULL:
+        return -ESTALE
+    opath = inode_fd(&s.inodes, i, h.node)
+    if opath < 0:
+        return opath
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
+    fd = open(path, h.open_flags)
+    if fd < 0 and fds_short(&s.inodes, errno):
+        fd = open(path, h.open_flags)
+    if fd < 0:
+        fd = -errno
+    inode_unpin(i)
+    if fd >= 0 and not atomic_casi(&h.fd, -1, fd):
+        close(fd)
+        fd = h.fd
+    return fd
