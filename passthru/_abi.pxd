@@ -106,6 +106,14 @@ cdef extern from "abi.h" nogil:
     enum:
         FUSE_IO_URING_CMD_REGISTER
         FUSE_IO_URING_CMD_COMMIT_AND_FETCH
+        FUSE_IO_URING_CMD_ADD_QUEUE
+        FUSE_IO_URING_CMD_ADD_BUFPOOL
+        FUSE_URING_ZERO_COPY
+        FUSE_URING_BUFRING
+        FUSE_URING_PINNED_HEADERS
+        FUSE_URING_PINNED_BUFFERS
+        FUSE_URING_BUFRING_ZERO_COPY
+        FUSE_URING_ENT_ZERO_COPY
     enum:
         IORING_OP_NOP
         IORING_OP_FSYNC
@@ -117,6 +125,7 @@ cdef extern from "abi.h" nogil:
         IORING_OP_URING_CMD
     enum:
         IORING_FSYNC_DATASYNC
+        IORING_URING_CMD_FIXED
         IORING_SETUP_CQSIZE
         IORING_SETUP_CLAMP
         IORING_SETUP_SUBMIT_ALL
@@ -435,8 +444,15 @@ cdef extern from "abi.h" nogil:
         uint64_t flags
         uint64_t commit_id
         uint16_t qid
-        uint8_t padding[6]
-        uint64_t arg[2]
+        uint64_t uaddr
+        uint32_t len
+        uint32_t reserved
+    struct fuse_uring_bufring_req:
+        uint64_t flags
+        uint64_t commit_id
+        uint16_t qid
+        uint32_t buf_size
+        uint16_t queue_depth
     struct io_uring_sqe:
         uint8_t opcode
         uint8_t flags
@@ -509,12 +525,14 @@ cdef extern from "abi.h" nogil:
     int sys_setfsuid(uid_t uid)
     int sys_setfsgid(gid_t gid)
     int sys_setgroups(size_t n, const gid_t *list)
+    int sys_cap_fsetid(int up)
     int sys_gettid()
     long sys_getdents64(int fd, void *buf, size_t len)
     int sys_fchmodat2(int fd, const char *path, mode_t mode, int flags)
     int sys_faccessat2(int fd, const char *path, int mode, int flags)
     int sys_renameat2(int fd, const char *a, int fd2, const char *b, unsigned flags)
     int sys_tgkill(int tid, int sig)
+    int sys_handle_of_name(int fd, const char *name, file_handle_max *fh)
     int sys_name_to_handle_at(int fd, file_handle_max *fh)
     int sys_open_by_handle_at(int mount_fd, file_handle_max *fh, int flags)
     int sys_clone_mount(int fd)

@@ -6,6 +6,7 @@ inode use the same one: the kernel refuses to mix.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t
+from libc.stdlib cimport abort
 from libc.string cimport memset
 
 from passthru._abi cimport *
@@ -25,6 +26,7 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
     What is decided for the first of an inode's open files holds for the others beside it.
     """
     cdef fuse_backing_map m
+    cdef int failed
     cdef int32_t id = atomic_geti(&i.backing)
     if id:
         return id if id > 0 else 0
@@ -32,9 +34,16 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
         return 0
     memset(&m, 0, sizeof(m))
     m.fd = fd
+    # The kernel writes with the rights of this moment, whoever writes: so that suid and sgid go,
+    # they must not include the one to keep them.
+    if sys_cap_fsetid(0) < 0:
+        return 0
     id = ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_OPEN, &m)
+    failed = errno
+    if sys_cap_fsetid(1) < 0:
+        abort()
     if id <= 0:
-        if errno in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
+        if failed in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
             s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
         return 0
     if not atomic_casi(&i.backing, 0, id):

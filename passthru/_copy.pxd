@@ -14,6 +14,7 @@ cdef int payloads_map(Payloads *p, unsigned count, size_t size, unsigned slot) n
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
+cdef bint has_suid(int fd) noexcept nogil
 cdef int later(Request *r, Handler blocking) noexcept nogil
 
 cdef int op_read(Request *r) noexcept nogil

@@ -15,7 +15,7 @@ from passthru._libc cimport *
 from passthru._pool cimport pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
-from passthru._uring cimport uring_buffer_set, uring_sqe
+from passthru._uring cimport uring_buffer_set, uring_enter, uring_sqe
 
 cdef enum:
     SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
@@ -54,19 +54,19 @@ cdef bint payload_fixed(Request *r) noexcept nogil:
     cdef Server *s = r.ctx.server
     cdef size_t end
     cdef size_t want
-    if r.payload == NULL or r.buf < r.payload:
+    if r.fixed_base == NULL or r.buf < r.fixed_base:
         return False
-    end = (r.buf - r.payload) + r.len
+    end = (r.buf - r.fixed_base) + r.len
     if end <= r.fixed_len:
         return True
-    if end > r.payload_len or s.config.fixed_budget == 0:
+    if end > r.fixed_max or s.config.fixed_budget == 0:
         return False
-    want = SMALL_FIXED if end <= SMALL_FIXED else r.payload_len
-    if want > r.payload_len:
-        want = r.payload_len
+    want = SMALL_FIXED if end <= SMALL_FIXED else r.fixed_max
+    if want > r.fixed_max:
+        want = r.fixed_max
     if <uint64_t> atomic_add32(&s.fixed_bytes, <uint32_t> ((want - r.fixed_len) >> 10)) * 1024 \
             > s.config.fixed_budget \
-            or uring_buffer_set(r.ctx.ring, r.buf_index, r.payload, want) < 0:
+            or uring_buffer_set(r.ctx.ring, r.buf_index, r.fixed_base, want) < 0:
         atomic_sub32(&s.fixed_bytes, <uint32_t> ((want - r.fixed_len) >> 10))
         s.config.fixed_budget = 0  # and no further attempts
         return False
@@ -95,8 +95,17 @@ cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
 
 cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     """What remains of r ([done, len) at off + done), on the queue's own ring."""
-    cdef bint fixed = payload_fixed(r)
+    cdef bint fixed = r.zero_copy or payload_fixed(r)
     cdef io_uring_sqe *sqe = ring_sqe(r, write_done if writing else read_done)
+    if r.zero_copy:
+        # The kernel's own pages, registered for this request: addresses start at 0.
+        sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
+        sqe.buf_index = r.zero_copy_index
+        sqe.off = r.off + r.done
+        sqe.addr = r.done
+        sqe.len = r.len - r.done
+        r.ctx.stats.io_zero_copy += 1
+        return PENDING
     if fixed:
         sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
         sqe.buf_index = r.buf_index
@@ -109,12 +118,17 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     return PENDING
 
 
+cdef int read_error(Request *r, int error) noexcept nogil:
+    """After `done` bytes. For the page cache a short read would be the end of the file."""
+    return <int> r.done if r.done and r.handle.flags & H_DIRECT else error
+
+
 cdef int read_done(Request *r, int res) noexcept nogil:
     """A short read is not the end of the file: only a read of nothing is."""
     if res == -EINTR or res == -EAGAIN:
         return ring_rw(r, False)
     if res < 0:
-        return res if r.done == 0 else <int> r.done
+        return read_error(r, res)
     r.done += res
     if res > 0 and r.done < r.len:
         return ring_rw(r, False)
@@ -144,18 +158,18 @@ cdef int write_reply(Request *r, int res) noexcept nogil:
 
 
 cdef int blocking_read(Request *r) noexcept nogil:
-    """Plain pread(2): for a regular file a short one is the end of the file."""
     cdef ssize_t n
     while r.done < r.len:
         n = pread(r.fd, r.buf + r.done, r.len - r.done, <int64_t> (r.off + r.done))
         if n < 0:
             if errno == EINTR:
                 continue
-            if r.done == 0:
-                return -errno
+            return read_error(r, -errno)
+        if n == 0:
             break
         r.done += <uint32_t> n
-        break
+        if r.handle.flags & H_SYNC_READ:
+            break  # memory has no other reason to be short than its end
     r.ctx.stats.read_bytes += r.done
     return r.done
 
@@ -194,6 +208,8 @@ cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept n
         f |= H_ASYNC_READ | H_ASYNC_WRITE | H_DIRECT
     if open_flags & (O_SYNC | O_DSYNC):
         f |= H_ASYNC_WRITE
+    if fs_flags & FS_REMOTE:
+        f |= H_ASYNC_WRITE  # no NOWAIT there
     return f
 
 
@@ -217,12 +233,14 @@ cdef int op_read(Request *r) noexcept nogil:
     cdef iovec iov
     cdef ssize_t n
     cdef int res
-    if arg.size > r.out_cap:
+    if arg.size > r.out_cap and not r.zero_copy:
         return -EINVAL
     res = data_request(r, arg.fh, arg.offset, arg.size, r.out)
     if res < 0:
         return res
     h = r.handle
+    if r.zero_copy:
+        return ring_rw(r, False)
     if h.flags & H_SYNC_READ:
         r.ctx.stats.io_inline += 1
         return blocking_read(r)
@@ -236,7 +254,7 @@ cdef int op_read(Request *r) noexcept nogil:
             if errno == EOPNOTSUPP:
                 h.flags |= H_ASYNC_READ
                 break
-            return -errno if r.done == 0 else <int> r.done
+            return read_error(r, -errno)
         r.done += <uint32_t> n
         if n == 0 or r.done == r.len:
             r.ctx.stats.io_inline += 1
@@ -247,6 +265,11 @@ cdef int op_read(Request *r) noexcept nogil:
     return later(r, blocking_read)
 
 
+cdef bint has_suid(int fd) noexcept nogil:
+    cdef statx stx
+    return c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & (S_ISUID | S_ISGID)
+
+
 cdef int op_write(Request *r) noexcept nogil:
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef Handle *h
@@ -254,19 +277,31 @@ cdef int op_write(Request *r) noexcept nogil:
     cdef ssize_t n
     cdef uint64_t start
     cdef int res
-    if arg.size > r.arg_len:
+    if arg.size > r.arg_len and not r.zero_copy:
         return -EINVAL
     res = data_request(r, arg.fh, arg.offset, arg.size, r.arg)
     if res < 0:
         return res
     h = r.handle
-    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
-        return later(r, blocking_write_unprivileged)
-    if h.flags & H_DIRECT and arg.write_flags & FUSE_WRITE_CACHE and (arg.offset | arg.size) & 4095:
-        # The page cache writes an mmap's last page up to the end of the file only.
-        r.fd = buffered_fd(h)
+    # The kernel says so at each write of who may not keep the bits, whether there are any or not.
+    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity and has_suid(r.fd):
+        if not r.zero_copy:
+            return later(r, blocking_write_unprivileged)
+        # The ring does I/O with the rights of its submission.
+        unprivileged_take(r)
+        res = ring_rw(r, True)
+        uring_enter(r.ctx.ring, 0)
+        unprivileged_restore(r)
+        return res
+    if arg.write_flags & FUSE_WRITE_CACHE and (
+            h.open_flags & O_APPEND or (h.flags & H_DIRECT and (arg.offset | arg.size) & 4095)):
+        # Pages of an mmap, written back by whatever handle is at hand, to where they belong; and
+        # the last one only up to the end of the file.
+        r.fd = cache_fd(h)
         if r.fd < 0:
             return r.fd
+    if r.zero_copy:
+        return ring_rw(r, True)
     if h.flags & H_SYNC_WRITE:
         r.ctx.stats.io_inline += 1
         return blocking_write(r)
@@ -296,19 +331,19 @@ cdef int op_write(Request *r) noexcept nogil:
     return later(r, blocking_write)
 
 
-cdef int buffered_fd(Handle *h) noexcept nogil:
-    """A second fd of an O_DIRECT file, without O_DIRECT. -errno if it cannot be had."""
+cdef int cache_fd(Handle *h) noexcept nogil:
+    """A second fd of a file, without O_DIRECT and O_APPEND. -errno if it cannot be had."""
     cdef char path[32]
-    cdef int fd = atomic_geti(&h.buffered_fd)
+    cdef int fd = atomic_geti(&h.cache_fd)
     if fd >= 0:
         return fd
     snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
-    fd = open(path, (h.open_flags & ~<uint32_t> (O_DIRECT | O_TRUNC | O_CREAT | O_EXCL)) | O_CLOEXEC)
+    fd = open(path, (h.open_flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME)) | O_CLOEXEC)
     if fd < 0:
         return -errno
-    if not atomic_casi(&h.buffered_fd, -1, fd):
+    if not atomic_casi(&h.cache_fd, -1, fd):
         close(fd)
-        fd = h.buffered_fd
+        fd = h.cache_fd
     return fd
 
 

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._ops cimport op_in_size, undelivered
-from passthru._pool cimport pool_interrupt
+from passthru._pool cimport nap, pool_cancel, pool_interrupt
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_DEV
@@ -165,8 +165,9 @@ cdef void dev_serve(DevThread *t) noexcept nogil:
         reply(d, result)
     if d != NULL:
         request_give(d)
+    pool_cancel(s.waiters)
     while atomic_get32(&t.out):
-        sched_yield()
+        nap()
 
 
 cdef void dev_close(DevThread *t) noexcept nogil:

@@ -88,6 +88,7 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
     fresh: the name was just made, so it is not worth asking whether it is known.
     """
     cdef Server *s = server_of(r)
+    cdef file_handle_max fh
     cdef int fs, fd
     cdef uint32_t node
     if is_mountpoint(s, parent, name):
@@ -99,7 +100,11 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
                 return -errno
             fs = fs_find(&s.inodes, stx)
             if fs >= 0:
-                node = inode_find(&s.inodes, fs, stx)
+                node = inode_find(&s.inodes, fs, stx, NULL)
+                if node == UNSURE:
+                    node = 0
+                    if sys_handle_of_name(parent_fd, name, &fh) == 0:
+                        node = inode_find(&s.inodes, fs, stx, &fh)
                 if node:
                     r.ctx.stats.lookups += 1
                     return node
@@ -116,8 +121,6 @@ cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef uint32_t node
     cdef int fs, e
-    cdef file_handle_max fh
-    cdef file_handle_max *known = NULL
     if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
         e = errno
         close(fd)
@@ -128,10 +131,7 @@ cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
         if fs < 0:
             close(fd)
             return fs
-    if not stx.stx_mask & STATX_BTIME and s.inodes.fs[fs].flags & FS_HANDLES and \
-            sys_name_to_handle_at(fd, &fh) == 0:
-        known = &fh  # without btime only the handle tells a reused inode number
-    node = inode_add(&s.inodes, r.ctx.id, fs, stx, fd, known)
+    node = inode_add(&s.inodes, r.ctx.id, fs, stx, fd, NULL)
     if not node:
         return -ENOMEM
     r.ctx.stats.lookups += 1
@@ -290,9 +290,9 @@ cdef int op_link(Request *r) noexcept nogil:
     res = -errno if res < 0 else 0
     node = 0
     if res == 0:
-        node = inode_find(t, i.fs, &stx)
+        node = inode_find(t, i.fs, &stx, NULL)
     inode_unpin(i)
-    if res == 0 and node == 0:  # no btime and no open fd to know it by
+    if res == 0 and (node == 0 or node == UNSURE):  # its fd is just being closed
         return made(r, parent, fd, name, 0)
     inode_unpin(parent)
     if res < 0:

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_take
-from passthru._copy cimport handle_io_flags, later
+from passthru._copy cimport handle_io_flags, has_suid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
 from passthru._identity cimport (
     identity_restore, identity_take, umask_take, unprivileged_restore, unprivileged_take,
@@ -13,6 +13,19 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport locks_drop_handle, locks_drop_owner
 from passthru._request cimport *
+
+
+cdef enum:
+    TICK_NS = 20000000
+
+
+cdef extern from "abi.h" nogil:
+    int clock_gettime(int clock, timespec *t)
+    enum:
+        CLOCK_REALTIME
+    int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
+    enum:
+        F_SETFL, ENXIO
 
 
 cdef uint32_t source_flags(Request *r, uint32_t flags) noexcept nogil:
@@ -27,8 +40,14 @@ cdef uint32_t source_flags(Request *r, uint32_t flags) noexcept nogil:
 
 
 cdef uint64_t version_of(statx *stx) noexcept nogil:
-    """A digest of what changes with a file's content; never 0."""
-    cdef uint64_t v = <uint64_t> stx.stx_mtime.tv_sec * 1000000000u + stx.stx_mtime.tv_nsec
+    """A digest of what changes with a file's content; 0 if a further change might not show in it."""
+    cdef timespec now
+    cdef uint64_t v
+    clock_gettime(CLOCK_REALTIME, &now)
+    # A write within the same tick of the source's clock leaves the times as they are.
+    if (now.tv_sec - stx.stx_mtime.tv_sec) * 1000000000 + now.tv_nsec - stx.stx_mtime.tv_nsec < TICK_NS:
+        return 0
+    v = <uint64_t> stx.stx_mtime.tv_sec * 1000000000u + stx.stx_mtime.tv_nsec
     v ^= (<uint64_t> stx.stx_ctime.tv_sec * 1000000000u + stx.stx_ctime.tv_nsec) * 0x9e3779b97f4a7c15u
     v ^= stx.stx_size * 0xc2b2ae3d27d4eb4fu
     return v | 1
@@ -59,7 +78,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         # Pages cached at an earlier open are good if the file is still what it was then. An open
         # for writing may change it before the next one.
         version = version_of(stx)
-        if i.cached == version:
+        if version and i.cached == version:
             out.open_flags |= FOPEN_KEEP_CACHE
         i.cached = version
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
@@ -67,6 +86,22 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:
         out.open_flags |= FOPEN_NOFLUSH
     return 0
+
+
+cdef int cut(Request *r, int fd, const char *path, uint32_t flags) noexcept nogil:
+    """The O_TRUNC of an open by somebody who may not keep suid and sgid. 0 or -errno."""
+    cdef int own = -1
+    cdef int res
+    if flags & O_ACCMODE == O_RDONLY:
+        own = open(path, O_WRONLY | O_CLOEXEC)
+        if own < 0:
+            return -errno
+    unprivileged_take(r)
+    res = -errno if ftruncate(fd if own < 0 else own, 0) < 0 else 0
+    unprivileged_restore(r)
+    if own >= 0:
+        close(own)
+    return res
 
 
 cdef int op_open(Request *r) noexcept nogil:
@@ -84,7 +119,9 @@ cdef int op_open(Request *r) noexcept nogil:
     if opath < 0:
         return opath
     if s.config.passthrough:
-        backing = backing_take(s, i, <uint32_t> r.h.nodeid, opath)
+        # Only by requests does the kernel say which writers may keep suid and sgid.
+        if i.backing > 0 or flags & O_ACCMODE == O_RDONLY or not has_suid(opath):
+            backing = backing_take(s, i, <uint32_t> r.h.nodeid, opath)
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
         # the errors of that for ours, so what may fail (ETXTBSY, EROFS) is opened here first.
@@ -104,9 +141,7 @@ cdef int op_open(Request *r) noexcept nogil:
         fd = -errno
     elif kill:
         # The kernel has checked the open; suid and sgid go by the rules for who truncates.
-        unprivileged_take(r)
-        res = -errno if ftruncate(fd, 0) < 0 else 0
-        unprivileged_restore(r)
+        res = cut(r, fd, path, flags)
         if res < 0:
             close(fd)
             fd = res
@@ -139,8 +174,7 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         return res
     fs = fs_find(&s.inodes, &stx)
     if fs >= 0:
-        node = inode_find(&s.inodes, fs, &stx)
-        if not node and s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &fh) == 0:
+        if s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &fh) == 0:
             node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &fh)
         if node:
             r.ctx.stats.lookups += 1
@@ -154,13 +188,13 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         node = <uint32_t> found
     entry_reply(r, r.out, node, &stx)
     i = inode_at(&s.inodes, node)
-    if s.config.passthrough:
+    if s.config.passthrough and not stx.stx_mode & (S_ISUID | S_ISGID):
         atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
         while atomic_get32(&i.pins) & EVICTING:
             sched_yield()
         backing = backing_take(s, i, node, fd)
     res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
-    if s.config.passthrough:
+    if s.config.passthrough and not stx.stx_mode & (S_ISUID | S_ISGID):
         inode_unpin(i)
     if res < 0:
         inode_forget(&s.inodes, node, 1)
@@ -175,7 +209,7 @@ cdef int op_create(Request *r) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef Inode *parent
-    cdef int dir_fd, fd, res, how
+    cdef int dir_fd, fd, res
     if name == NULL:
         return -EINVAL
     dir_fd = parent_of(r, &parent)
@@ -186,15 +220,34 @@ cdef int op_create(Request *r) noexcept nogil:
         inode_unpin(parent)
         return res
     umask_take(r.ctx, arg.umask & 0o777)
-    how = flags | O_CREAT | O_NOFOLLOW | (arg.flags & O_EXCL)
-    fd = openat(dir_fd, name, how, arg.mode & 0o7777)
-    if fd < 0 and fds_short(&server_of(r).inodes, errno):
-        fd = openat(dir_fd, name, how, arg.mode & 0o7777)
-    if fd < 0:
-        fd = -errno
+    fd = create_or_open(r, dir_fd, name, flags, arg)
     identity_restore(r)
     inode_unpin(parent)
-    return fd if fd < 0 else created(r, fd, flags)
+    return fd if fd < 0 else created(r, fd, flags & ~<uint32_t> O_TRUNC)
+
+
+cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags, fuse_create_in *arg) noexcept nogil:
+    """The new file's fd, or if somebody else has just made it, that one's; -errno."""
+    cdef statx stx
+    cdef int fd, attempt
+    for attempt in range(3):
+        fd = openat(dir_fd, name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, arg.mode & 0o7777)
+        if fd < 0 and fds_short(&server_of(r).inodes, errno):
+            continue
+        if fd >= 0 or errno != EEXIST or arg.flags & O_EXCL:
+            return fd if fd >= 0 else -errno
+        # What is there now may be a FIFO, whose open would wait. ESTALE has the kernel look again.
+        fd = openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK)
+        if fd < 0:
+            if errno == ENOENT:
+                continue
+            return -errno if errno != ELOOP and errno != ENXIO else -ESTALE
+        if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG:
+            close(fd)
+            return -ESTALE
+        fcntl_setfl(fd, F_SETFL, flags & ~<uint32_t> (O_CLOEXEC | O_TRUNC))  # io_uring would not wait
+        return fd
+    return -ESTALE
 
 
 cdef int op_tmpfile(Request *r) noexcept nogil:
@@ -227,15 +280,20 @@ cdef int op_flush(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
     if h == NULL:
         return -EBADF
-    locks_drop_owner(s, h.node, arg.lock_owner)
-    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE and h.fd >= 0:
-        r.fd = h.fd
+    r.fd = h.fd
+    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
         return later(r, blocking_flush)
+    locks_drop_owner(s, h.node, arg.lock_owner)
     return 0
 
 
 cdef int blocking_flush(Request *r) noexcept nogil:
-    cdef int fd = dup(r.fd)
+    cdef fuse_flush_in *arg = <fuse_flush_in *> r.op_in
+    cdef int fd
+    locks_drop_owner(server_of(r), handle_at(&server_of(r).handles, arg.fh, H_FILE).node, arg.lock_owner)
+    if r.fd < 0:
+        return 0
+    fd = dup(r.fd)
     if fd < 0:
         return -errno
     return -errno if close(fd) < 0 else 0

@@ -10,6 +10,7 @@ cdef enum:
     MAX_FS = 1024
     INLINE_HANDLE = 24
     EVICTING = 0x80000000  # in Inode.pins: its fd is being closed
+    UNSURE = 0xffffffff    # inode_find()
     NO_HANDLE = 255        # Inode.handle_len: its fd must stay open
     # Filesystem.flags
     FS_HANDLES = 1         # inodes can be opened by handle
@@ -97,7 +98,7 @@ cdef struct Handle:
     uint32_t node
     int32_t fd             # -1: not opened, the kernel reads and writes the backing file
     uint32_t pinned        # holds a pin of its inode
-    int32_t buffered_fd    # of an O_DIRECT file, for what is not aligned; -1: not open
+    int32_t cache_fd       # for what the page cache writes, see cache_fd(); -1: not open
     uint32_t flags
     uint32_t open_flags
     uint32_t busy          # claimed by a READDIR
@@ -110,7 +111,7 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
 cdef void table_destroy(InodeTable *t) noexcept nogil
 cdef int fs_find(InodeTable *t, statx *stx) noexcept nogil
 cdef int fs_add(InodeTable *t, statx *stx, int fd) noexcept nogil
-cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx) noexcept nogil
+cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *fh) noexcept nogil
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil

@@ -291,7 +291,7 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         if fd < 0 and fds_short(t, -fd):
             fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd == -ESTALE and i.handles:
-        fd = reopen_unlinked(t, node)
+        fd = reopen_unlinked(t, i, node)
     if fd < 0:
         inode_unpin(i)
         return fd
@@ -303,18 +303,28 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     return i.fd
 
 
-cdef int reopen_unlinked(InodeTable *t, uint32_t node) noexcept nogil:
-    """An O_PATH fd of an unlinked inode, got from an open handle of it. Rare, so linear."""
+cdef int reopen_unlinked(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
+    """An O_PATH fd of an unlinked inode, got from an open handle of it. Rare, so linear.
+
+    A handle may be closed and its fd's number reused meanwhile: what was opened is checked.
+    """
     cdef char path[32]
     cdef uint64_t n
     cdef Handle *h
+    cdef statx stx
     cdef int fd
     for n in range(<uint64_t> t.handles.chunks << CHUNK_BITS):
         h = <Handle *> slab_at(t.handles, n)
         if h != NULL and h.kind != H_FREE and h.node == node and h.fd >= 0:
             snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
             fd = open(path, O_PATH | O_CLOEXEC)
-            return fd if fd >= 0 else -errno
+            if fd < 0:
+                continue
+            if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID, &stx) == 0 and \
+                    stx.stx_ino == i.ino and stx_btime(&stx) == i.btime and \
+                    stx.stx_mode >> 12 == i.type and fs_find(t, &stx) == i.fs:
+                return fd
+            close(fd)
     return -ESTALE
 
 
@@ -353,10 +363,11 @@ cdef void hash_remove(InodeTable *t, HashShard *sh, Inode *i, uint32_t node) noe
 
 cdef uint32_t hash_match(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs, statx *stx,
                          file_handle_max *fh) noexcept nogil:
-    """The inode that `stx` was taken from, or 0. Called under the shard's lock.
+    """The inode that `stx` was taken from, 0, or UNSURE. Called under the shard's lock.
 
-    (filesystem, ino) alone does not do: without an fd of ours the source may reuse the number.
-    Then btime tells, or else the handle. What is found to be gone leaves the hash.
+    (filesystem, ino, btime) does only while we hold an fd of the inode. Else the source may
+    have reused the number, within a tick of its clock, and the handle tells. UNSURE: ask
+    again with the handle, or a moment later. What is found to be gone leaves the hash.
     """
     cdef uint32_t node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
     cdef uint32_t follow
@@ -368,28 +379,35 @@ cdef uint32_t hash_match(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs
         if i.ino == stx.stx_ino and i.fs == fs:
             if i.btime != btime or i.type != (stx.stx_mode >> 12):
                 hash_remove(t, sh, i, node)
-            elif btime or (atomic_geti(&i.fd) >= 0 and not atomic_get32(&i.pins) & EVICTING):
+            elif atomic_get32(&i.pins) & EVICTING:
+                return UNSURE
+            elif atomic_geti(&i.fd) >= 0:
                 return node
-            elif fh != NULL:
-                if i.handle_len == fh.handle_bytes and i.handle_type == fh.handle_type and \
-                        memcmp(handle_bytes(i), fh.f_handle, i.handle_len) == 0:
-                    return node
+            elif fh == NULL:
+                return UNSURE
+            elif i.handle_len == fh.handle_bytes and i.handle_type == fh.handle_type and \
+                    memcmp(handle_bytes(i), fh.f_handle, i.handle_len) == 0:
+                return node
+            else:
                 hash_remove(t, sh, i, node)
         node = follow
     return 0
 
 
-cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx) noexcept nogil:
-    """The nodeid of a known inode, with its nlookup raised; 0: not known, or not to be told so."""
+cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil:
+    """The nodeid of a known inode, with its nlookup raised; 0: not known; UNSURE: not without its handle."""
     cdef uint64_t key = hash_key(fs, stx.stx_ino)
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
     cdef uint32_t node
-    spin_lock(&sh.lock)
-    node = hash_match(t, sh, key, fs, stx, NULL)
-    if node:
-        (<Inode *> slab_at(&t.slab, node)).nlookup += 1
-    spin_unlock(&sh.lock)
-    return node
+    while True:
+        spin_lock(&sh.lock)
+        node = hash_match(t, sh, key, fs, stx, fh)
+        if node and node != UNSURE:
+            (<Inode *> slab_at(&t.slab, node)).nlookup += 1
+        spin_unlock(&sh.lock)
+        if node != UNSURE or fh == NULL:
+            return node
+        sched_yield()  # its fd is just being closed
 
 
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
@@ -402,6 +420,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
     cdef uint32_t node, b
     cdef uint32_t fresh = slab_alloc(&t.slab, shard)
+    cdef file_handle_max own
     cdef Inode *i
     if not fresh:
         if fd >= 0:
@@ -419,8 +438,17 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
     if fh != NULL and fd < 0 and not handle_store(i, fh):
         slab_free(&t.slab, fresh)
         return 0
-    spin_lock(&sh.lock)
-    node = hash_match(t, sh, key, fs, stx, fh)
+    while True:
+        spin_lock(&sh.lock)
+        node = hash_match(t, sh, key, fs, stx, fh)
+        if node != UNSURE:
+            break
+        spin_unlock(&sh.lock)
+        if fh == NULL:
+            if sys_name_to_handle_at(fd, &own) < 0:
+                memset(&own, 0, sizeof(own))  # cannot be, as the other has one: no match
+            fh = &own
+        sched_yield()
     if node:
         (<Inode *> slab_at(&t.slab, node)).nlookup += 1
     else:
@@ -457,7 +485,6 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
     """Give lookups and handles back; free the inode with the last."""
     cdef Inode *i = inode_at(t, node)
     cdef HashShard *sh
-    cdef uint32_t pins
     if i == NULL or node == FUSE_ROOT_ID and not handles:
         return
     sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
@@ -465,12 +492,15 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
     ASSERT(i.nlookup >= lookups and i.handles >= handles)
     i.nlookup -= lookups if lookups < i.nlookup else i.nlookup
     i.handles -= handles
-    while i.nlookup == 0 and i.handles == 0:
+    if i.nlookup or i.handles:
+        spin_unlock(&sh.lock)
+        return
+    if i.hashed:
+        hash_remove(t, sh, i, node)  # nobody finds it any more: it is ours alone to free
+    spin_unlock(&sh.lock)
+    while True:
         if atomic_cas32(&i.pins, 0, EVICTING):
-            if i.hashed:
-                hash_remove(t, sh, i, node)
             i.live = 0
-            spin_unlock(&sh.lock)
             cache_remove(t, i)
             if t.forget != NULL:
                 t.forget(t.session, i)
@@ -480,12 +510,9 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
                 free(i.handle.there)
             slab_free(&t.slab, node)
             return
-        spin_unlock(&sh.lock)
         # An evictor has it for two system calls; an operation for the length of one. The kernel
         # forgets no inode that a request names, so the latter is a RELEASE at the most.
         sched_yield()
-        spin_lock(&sh.lock)
-    spin_unlock(&sh.lock)
 
 
 # ---------------------------------------------------------------- handles
@@ -503,7 +530,7 @@ cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, 
     h = <Handle *> slab_at(t.handles, index)
     h.node = node
     h.fd = fd
-    h.buffered_fd = -1
+    h.cache_fd = -1
     h.kind = kind
     sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
     spin_lock(&sh.lock)
@@ -520,8 +547,8 @@ cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil:
     h.kind = H_FREE
     if h.pinned:
         inode_unpin(inode_at(t, node))
-    if h.buffered_fd >= 0:
-        close(h.buffered_fd)
+    if h.cache_fd >= 0:
+        close(h.cache_fd)
     free(h.buf)
     slab_free(t.handles, index)
     if fd >= 0:

@@ -204,6 +204,8 @@ cdef uint32_t holder(Server *s, uint32_t node, flock *fl) noexcept nogil:
     cdef Owner *o
     cdef flock probe
     cdef uint32_t pid = 0
+    if s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE:
+        return 0  # asking would wait
     spin_lock(&t.lock)  # F_OFD_GETLK of a local file does not wait
     o = t.first
     while o != NULL and not pid:
@@ -284,12 +286,18 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
 cdef int blocking_lock(Request *r) noexcept nogil:
     if r.interrupted:
         return -EINTR
-    return lock_now(r, True)
+    return lock_now(r, r.h.opcode == FUSE_SETLKW)
 
 
 cdef int op_setlk(Request *r) noexcept nogil:
     """SETLK and SETLKW. What can be had is had at once, on the queue's thread."""
-    cdef int res = lock_now(r, False)
+    cdef Server *s = server_of(r)
+    cdef Handle *h = handle_at(&s.handles, (<fuse_lk_in *> r.op_in).fh, H_FILE)
+    cdef int res
+    if h != NULL and s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+        r.interruptible = r.h.opcode == FUSE_SETLKW
+        return pool_submit(s.waiters, r, blocking_lock)
+    res = lock_now(r, False)
     if res != -EAGAIN or r.h.opcode != FUSE_SETLKW:
         return res
     r.interruptible = 1

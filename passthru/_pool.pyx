@@ -16,7 +16,7 @@ from passthru._stats cimport T_POOL
 cdef enum:
     STACK = 256 * 1024
     MISSED = 64
-    RETRIES = 20
+    RETRIES = 100
 
 cdef struct Pool:
     pthread_mutex_t lock
@@ -24,7 +24,9 @@ cdef struct Pool:
     Request *first             # waiting
     Request *last
     Request *active            # running, doubly linked
+    unsigned queued
     unsigned idle
+    bint cancelled             # no request waits any more
     unsigned threads
     unsigned limit
     bint stop
@@ -68,30 +70,34 @@ cdef void *pool_start(Server *s, unsigned limit) noexcept nogil:
     return p
 
 
-cdef void pool_stop(void *pool) noexcept nogil:
-    """Let what runs or waits finish (a wait for a lock ends with EINTR), then end the threads. Waits."""
+cdef void pool_cancel(void *pool) noexcept nogil:
+    """End all waits for locks, now and from now on, with EINTR; returns when none is left."""
     cdef Pool *p = <Pool *> pool
     cdef Request *r
+    pthread_mutex_lock(&p.lock)
+    p.cancelled = True
+    pthread_cond_broadcast(&p.work)
+    while p.active != NULL or p.first != NULL:  # a signal may come just before the wait that it is to end
+        r = p.active
+        while r != NULL:
+            r.interrupted = 1
+            sys_tgkill(r.tid, SIGUSR1)
+            r = r.next
+        pthread_mutex_unlock(&p.lock)
+        nap()
+        pthread_mutex_lock(&p.lock)
+    pthread_mutex_unlock(&p.lock)
+
+
+cdef void pool_stop(void *pool) noexcept nogil:
+    """Let what runs or is queued finish, then end the threads. Waits."""
+    cdef Pool *p = <Pool *> pool
     cdef unsigned i
     if p == NULL:
         return
     pthread_mutex_lock(&p.lock)
     p.stop = True
     pthread_cond_broadcast(&p.work)
-    r = p.first
-    while r != NULL:
-        r.interrupted = 1
-        r = r.next
-    while p.active != NULL:  # a signal may come just before the wait that it is to end
-        r = p.active
-        while r != NULL:
-            if r.interruptible:
-                r.interrupted = 1
-                sys_tgkill(r.tid, SIGUSR1)
-            r = r.next
-        pthread_mutex_unlock(&p.lock)
-        nap()
-        pthread_mutex_lock(&p.lock)
     pthread_mutex_unlock(&p.lock)
     for i in range(p.threads):
         pthread_join(p.ids[i], NULL)
@@ -116,7 +122,8 @@ cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil:
     r.tid = 0
     r.ctx.stats.io_pool += 1
     pthread_mutex_lock(&p.lock)
-    if p.idle == 0 and p.threads < p.limit:
+    # An idle thread counts until it has run: it may be promised to an earlier request.
+    if p.queued >= p.idle and p.threads < p.limit:
         pthread_attr_init(&attr)
         pthread_attr_setstacksize(&attr, STACK)
         if pthread_create(&p.ids[p.threads], &attr, pool_thread, p) == 0:
@@ -130,6 +137,7 @@ cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil:
         else:
             p.first = r
         p.last = r
+        p.queued += 1
         r.ctx.pooled += 1
         pthread_cond_signal(&p.work)
     pthread_mutex_unlock(&p.lock)
@@ -156,6 +164,7 @@ cdef void *pool_thread(void *arg) noexcept nogil:
         p.first = r.next
         if p.first == NULL:
             p.last = NULL
+        p.queued -= 1
         r.tid = sys_gettid()
         r.prev = NULL
         r.next = p.active
@@ -165,6 +174,8 @@ cdef void *pool_thread(void *arg) noexcept nogil:
         for i in range(MISSED):
             if p.missed[i] == r.h.unique:
                 r.interrupted = 1
+        if p.cancelled:
+            r.interrupted = 1
         pthread_mutex_unlock(&p.lock)
         r.ctx = &ctx
         result = r.blocking(r)
@@ -183,17 +194,41 @@ cdef void *pool_thread(void *arg) noexcept nogil:
     return NULL
 
 
+cdef Request *unqueue(Pool *p, uint64_t unique) noexcept nogil:
+    """Take a queued request out, under the lock; NULL: it is not queued."""
+    cdef Request *before = NULL
+    cdef Request *r = p.first
+    while r != NULL and r.h.unique != unique:
+        before = r
+        r = r.next
+    if r == NULL:
+        return NULL
+    if before != NULL:
+        before.next = r.next
+    else:
+        p.first = r.next
+    if p.last == r:
+        p.last = before
+    p.queued -= 1
+    return r
+
+
 cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil:
-    """INTERRUPT of request `unique`: end its wait for a lock, now or when a thread takes it up.
+    """INTERRUPT of request `unique`: end its wait for a lock, or remember it for when it comes.
 
     A signal that comes just before the system call which it is to end is lost: so it is
-    sent again while the request runs, for a while.
+    sent again while the request runs.
     """
     cdef Pool *p = <Pool *> s.waiters
     cdef Request *r
     cdef unsigned attempt
     for attempt in range(RETRIES):
         pthread_mutex_lock(&p.lock)
+        r = unqueue(p, unique)
+        if r != NULL:
+            pthread_mutex_unlock(&p.lock)
+            r.complete(r, -EINTR)
+            return
         r = p.active
         while r != NULL and r.h.unique != unique:
             r = r.next

@@ -96,10 +96,12 @@ cdef struct Request:
     uint32_t done
     uint64_t off
     char *buf
-    char *payload              # registered or to be registered, in slot buf_index
-    uint32_t payload_len
-    uint32_t fixed_len         # bytes of payload registered
+    char *fixed_base           # memory that is, or may be, registered in slot buf_index; NULL: none
+    uint32_t fixed_max         # bytes that may be
+    uint32_t fixed_len         # bytes that are
     uint16_t buf_index
+    uint16_t zero_copy_index   # slot of the kernel's own pages, if zero_copy
+    uint16_t zero_copy         # the data of this READ or WRITE is not in the payload
     uint16_t interrupted
     uint16_t interruptible     # a signal may end its wait (locks)
     int result

@@ -3,6 +3,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport fuse_uring_req_header, io_uring_sqe
 from passthru._copy cimport Payloads
+from passthru._libc cimport iovec
 from passthru._request cimport Context, Request, Server
 from passthru._uring cimport Uring
 
@@ -34,6 +35,7 @@ cdef struct Entry:
     uint64_t commit_id
     unsigned id
     unsigned state
+    iovec iov[2]           # of REGISTER: the kernel may read it after the submission
 
 cdef struct Worker:        # a thread with an io_uring, serving one or more queues
     Context ctx
@@ -47,10 +49,12 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     uint64_t wake_value
     bint wake_armed
     void *completed        # Request *, pushed by pool threads
+    bint disconnected      # the kernel has ended entries
     int error              # why the ring cannot be used, -errno
 
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, int cpu) noexcept nogil
 cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil
+cdef void worker_spoil(Worker *w) noexcept nogil
 cdef void worker_serve(Worker *w) noexcept nogil
 cdef void worker_wake(Worker *w) noexcept nogil
 cdef void worker_close(Worker *w) noexcept nogil

@@ -50,8 +50,8 @@ cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned 
         e.id = n
         e.slot = &q.slots[n]
         e.payload = payload_at(&q.payloads, n)
-        e.req.payload = e.payload
-        e.req.payload_len = <uint32_t> payload
+        e.req.fixed_base = e.payload
+        e.req.fixed_max = <uint32_t> payload
         e.req.buf_index = <uint16_t> (first_slot + n)
         e.req.ctx = &w.ctx
         e.req.complete = entry_complete_remote
@@ -97,18 +97,15 @@ cdef void worker_close(Worker *w) noexcept nogil:
     """After worker_serve(): no CQE can come any more, so memory can go. The ring goes first."""
     cdef unsigned n
     uring_close(&w.ring)
-    if w.wake_fd >= 0:
-        close(w.wake_fd)
     for n in range(w.nqueues):
         payloads_unmap(&w.queues[n].payloads)
         if w.queues[n].slots != NULL:
             munmap(w.queues[n].slots, (w.queues[n].depth * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095)
         free(w.queues[n].entries)
     free(w.queues)
+    w.queues = NULL
+    w.nqueues = 0
     context_close(&w.ctx)
-    memset(w, 0, sizeof(Worker))
-    w.ring.fd = -1
-    w.wake_fd = -1
 
 
 # ------------------------------------------------- the per-entry dialect
@@ -121,15 +118,15 @@ cdef fuse_uring_cmd_req *command(io_uring_sqe *sqe, Queue *q, unsigned cmd) noex
     return <fuse_uring_cmd_req *> sqe.cmd
 
 
-cdef void per_entry_register(Entry *e, iovec *iov) noexcept nogil:
-    """REGISTER with iovec {header slot, payload}; the kernel reads the iovec at submission."""
+cdef void per_entry_register(Entry *e) noexcept nogil:
+    """REGISTER with iovec {header slot, payload}."""
     cdef io_uring_sqe *sqe = uring_sqe(&e.queue.worker.ring)
     command(sqe, e.queue, FUSE_IO_URING_CMD_REGISTER)
-    iov[0].iov_base = e.slot
-    iov[0].iov_len = sizeof(fuse_uring_req_header)
-    iov[1].iov_base = e.payload
-    iov[1].iov_len = e.queue.payloads.size
-    sqe.addr = <uint64_t> iov
+    e.iov[0].iov_base = e.slot
+    e.iov[0].iov_len = sizeof(fuse_uring_req_header)
+    e.iov[1].iov_base = e.payload
+    e.iov[1].iov_len = e.queue.payloads.size
+    sqe.addr = <uint64_t> &e.iov[0]
     sqe.len = 2
     sqe.user_data = <uint64_t> e | KIND_COMMAND
     e.state = E_KERNEL
@@ -137,11 +134,10 @@ cdef void per_entry_register(Entry *e, iovec *iov) noexcept nogil:
 
 cdef int register_entry(Worker *w, Entry *e) noexcept nogil:
     """Register one entry and see that the kernel keeps it. 0 or -errno."""
-    cdef iovec iov[2]
     cdef io_uring_cqe *cqe
     cdef int r, attempt
     for attempt in range(1000):
-        per_entry_register(e, iov)
+        per_entry_register(e)
         r = uring_enter(&w.ring, 0)
         if r < 0 and r != -EINTR:
             return r
@@ -150,12 +146,25 @@ cdef int register_entry(Worker *w, Entry *e) noexcept nogil:
         if cqe == NULL or cqe.res == 0:
             return 0
         r = cqe.res
+        if cqe.user_data != (<uint64_t> e | KIND_COMMAND):
+            return r  # one that was registered before: the connection ends
         uring_seen(&w.ring)
         e.state = E_NEW
         if r != -EAGAIN:  # INIT's reply is not yet processed
             return r
         sched_yield()
     return -EAGAIN
+
+
+cdef void worker_spoil(Worker *w) noexcept nogil:
+    """Make sure that the kernel gives the ring up: only a REGISTER that it refuses tells it to.
+
+    Else it would hold requests back until the last queue is registered.
+    """
+    cdef io_uring_sqe *sqe = uring_sqe(&w.ring)
+    command(sqe, &w.queues[0], FUSE_IO_URING_CMD_REGISTER)
+    sqe.user_data = KIND_SETUP
+    uring_enter(&w.ring, 0)
 
 
 cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil:
@@ -223,10 +232,11 @@ cdef inline int entry_request(Entry *e) noexcept nogil:
     r.arg = e.payload + <size_t> (io.location & q.location_mask) * q.location_scale
     r.arg_len = io.payload_sz
     r.out = r.arg
-    r.out_cap = r.payload_len
+    r.out_cap = <uint32_t> q.payloads.size
+    r.zero_copy = 0
     r.interrupted = 0
     r.interruptible = 0
-    if io.payload_sz > r.payload_len or r.h.len < sizeof(fuse_in_header):
+    if io.payload_sz > q.payloads.size or r.h.len < sizeof(fuse_in_header):
         return -EIO
     return 0
 
@@ -238,7 +248,9 @@ cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
         e.state = E_OURS
         entry_commit(e)
         return
-    if res != -ENOTCONN and res != -ECANCELED and res != -ENODEV:
+    if res in (-ENOTCONN, -ECANCELED, -ENODEV, -ECONNABORTED):
+        w.disconnected = True
+    elif res != -ENOENT or not w.disconnected:  # of a connection that has ended, requests are not found
         w.ctx.stats.entries_lost += 1
         dprintf(2, "passthru: queue %u entry %u: ring command failed with error %d, entry lost\n",
                 e.queue.qid, e.id, -res)
@@ -297,7 +309,7 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
         result = e.req.finish(&e.req, res)
         if result != PENDING:
             entry_finish(e, result)
-    else:
+    elif kind == KIND_WAKE:
         w.wake_armed = False
         take_completed(w)
 

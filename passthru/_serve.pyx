@@ -34,7 +34,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     ctx.id = atomic_add32(&s.threads, 1)
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
-    if unshare(CLONE_FS) < 0:
+    if unshare(CLONE_FS) < 0 and s.config.identity:
         return -errno
     umask(0)
     if s.config.identity:

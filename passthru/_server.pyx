@@ -16,9 +16,11 @@ from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
-from passthru._pool cimport pool_start, pool_stop
+from passthru._pool cimport pool_cancel, pool_start, pool_stop
 from passthru._request cimport *
-from passthru._ring cimport Worker, worker_close, worker_open, worker_register, worker_serve, worker_wake
+from passthru._ring cimport (
+    Worker, worker_close, worker_open, worker_register, worker_serve, worker_spoil, worker_wake,
+)
 from passthru._slab cimport slab_destroy, slab_init
 from passthru._stats cimport *
 
@@ -140,12 +142,15 @@ cdef class ServerCore:
         return self.s.inodes.slab.live, self.s.handles.live
 
     def stop(self):
-        """Ask all threads to end when they have nothing in flight; wake them besides."""
+        """Ask all threads to end when they have nothing in flight; wake them besides. No lock is waited for."""
         atomic_set32(&self.s.stop, 1)
+        with nogil:
+            pool_cancel(self.s.waiters)
 
     def close(self):
         """Free everything. All serving threads must have ended."""
         with nogil:
+            pool_cancel(self.s.waiters)
             pool_stop(self.s.waiters)
             pool_stop(self.s.pool)
         if self.s.below_fd >= 0:
@@ -170,8 +175,8 @@ cdef void handles_destroy(Slab *handles) noexcept nogil:
         if h != NULL and h.kind != H_FREE:
             if h.fd >= 0:
                 close(h.fd)
-            if h.buffered_fd >= 0:
-                close(h.buffered_fd)
+            if h.cache_fd >= 0:
+                close(h.cache_fd)
             free(h.buf)
     slab_destroy(handles)
 
@@ -215,6 +220,12 @@ cdef class QueueThread:
             r = worker_register(&self.w, fuse_fd)
         check(r, "FUSE_IO_URING_CMD_REGISTER")
 
+    def spoil(self):
+        """After a failed register(): have the kernel turn the ring off for this connection."""
+        if self.w.nqueues:
+            with nogil:
+                worker_spoil(&self.w)
+
     def serve(self):
         """Serve until the connection ends or the session stops. Entries that the kernel still has."""
         with nogil:
@@ -223,6 +234,17 @@ cdef class QueueThread:
 
     def wake(self):
         worker_wake(&self.w)
+
+    @property
+    def error(self):
+        """The errno that ended serve(), or 0."""
+        return -self.w.error
+
+    def release(self):
+        """After the thread and all pools have ended: nobody wakes it any more."""
+        if self.w.wake_fd >= 0:
+            close(self.w.wake_fd)
+            self.w.wake_fd = -1
 
     def close(self):
         """Free ring and memory; refused (False) while the kernel may still write to it."""

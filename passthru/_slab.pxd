@@ -10,7 +10,7 @@ cdef enum:
     SLAB_CHUNKS = 1 << 16  # 64 Mi slots
 
 cdef struct Chunk:
-    char *items            # NULL: no memory behind it now
+    char *items
     uint16_t *links        # free list, linked by slot + 1
     uint32_t number
     uint32_t used
@@ -24,15 +24,16 @@ cdef struct Chunk:
 cdef struct Shard:
     uint32_t lock
     Chunk *room            # chunks with free slots
-    Chunk *bare            # chunks without memory, to be used again
+    Chunk *bare            # empty chunks whose memory was given back
     char pad[40]           # one cache line each
 
 cdef struct Slab:
     Shard shards[SLAB_SHARDS]
     size_t item
     uint32_t chunks        # next chunk number
-    uint32_t live          # slots in use, for the status
     void **directory       # Chunk * by number, NULL where there is none yet
+    char pad[64]           # what is written at each allocation lies apart from what each look-up reads
+    uint32_t live          # slots in use, for the status
 
 cdef int slab_init(Slab *s, size_t item) noexcept nogil
 cdef void slab_destroy(Slab *s) noexcept nogil

@@ -77,12 +77,13 @@ cdef Chunk *chunk_new(Slab *s, Shard *sh, unsigned shard) noexcept nogil:
             return NULL
         c.number = number
         c.shard = shard
-    m = mmap(NULL, chunk_bytes(s), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if m == MAP_FAILED:
-        c.next = sh.bare
-        sh.bare = c
-        return NULL
-    c.items = <char *> m
+    if c.items == NULL:
+        m = mmap(NULL, chunk_bytes(s), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if m == MAP_FAILED:
+            c.next = sh.bare
+            sh.bare = c
+            return NULL
+        c.items = <char *> m
     c.free = 0
     c.fresh = 1 if c.number == 0 else 0
     c.used = c.fresh  # slot 0 counts as used for good
@@ -123,7 +124,7 @@ cdef void slab_free(Slab *s, uint32_t index) noexcept nogil:
     cdef Chunk *c = <Chunk *> s.directory[index >> CHUNK_BITS]
     cdef Shard *sh = &s.shards[c.shard]
     cdef uint32_t slot = index & (CHUNK_SLOTS - 1)
-    cdef char *gone = NULL
+    cdef bint empty = False
     spin_lock(&sh.lock)
     ASSERT(c.used > 0)
     c.links[slot] = c.free
@@ -133,11 +134,13 @@ cdef void slab_free(Slab *s, uint32_t index) noexcept nogil:
         list_add(sh, c)
     if c.used == 0 and (c.next != NULL or c.prev != NULL):
         list_del(sh, c)
-        gone = c.items
-        c.items = NULL
-        c.next = sh.bare
-        sh.bare = c
+        empty = True
     spin_unlock(&sh.lock)
     atomic_sub32(&s.live, 1)
-    if gone != NULL:
-        munmap(gone, chunk_bytes(s))
+    if empty:
+        # The addresses stay: who looks at a slot without a lock finds zeroes.
+        madvise(c.items, chunk_bytes(s), MADV_DONTNEED)
+        spin_lock(&sh.lock)
+        c.next = sh.bare
+        sh.bare = c
+        spin_unlock(&sh.lock)

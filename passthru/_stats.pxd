@@ -25,7 +25,7 @@ cdef struct StatsHeader:      # 4096 bytes in the file
     uint64_t fuse_dev         # st_dev of the mount
     uint64_t mount_id
     uint32_t payload_size
-    uint32_t dialect          # 1 per-entry
+    uint32_t dialect          # 1 per-entry, 2 bufring, 3 bufpool
     uint32_t inodes           # live, written by every thread: approximate
     uint32_t handles
     char source[1024]
@@ -52,5 +52,6 @@ cdef struct ThreadStats:      # a multiple of 64 bytes
     uint64_t opens
     uint64_t releases
     uint64_t entries_lost     # ring entries that ended with an unexpected error
-    uint64_t spare[4]
+    uint64_t io_zero_copy     # with the kernel's own pages
+    uint64_t spare[3]
     uint64_t ops[64]          # requests by opcode

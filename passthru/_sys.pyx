@@ -13,6 +13,7 @@ from passthru._libc cimport *
 
 cdef extern from "sys/mount.h" nogil:
     int c_umount2 "umount2"(const char *target, int flags)
+    int open_fd "open"(const char *path, int flags)
 
 
 cdef int check(int r, what) except -1:
@@ -66,6 +67,17 @@ def umount(bytes target, int flags):
     with nogil:
         r = -errno if c_umount2(path, flags) < 0 else 0
     check(r, os.fsdecode(target))
+
+
+def sync_mount(bytes target):
+    """Write back what a mount's page cache holds (syncfs(2)), as far as it can be."""
+    cdef int fd, r
+    cdef const char *path = target
+    with nogil:
+        fd = open_fd(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
+        if fd >= 0:
+            r = syncfs(fd)
+            close(fd)
 
 
 def mount_identity(int fd):

@@ -6,7 +6,7 @@ memory: in a ring's payload the reply's place is that of the name.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strcmp, strncmp
 
 from passthru._abi cimport *
 from passthru._entry cimport name_arg, parent_of
@@ -79,6 +79,13 @@ cdef int op_listxattr(Request *r) noexcept nogil:
     return sized_reply(r, n, asked)
 
 
+cdef bint unchecked(const char *name) noexcept nogil:
+    """A system.* attribute other than the POSIX ACLs: the kernel leaves checks to the filesystem,
+    which here would see us instead of the caller."""
+    return strncmp(name, "system.", 7) == 0 and strcmp(name, "system.posix_acl_access") != 0 and \
+        strcmp(name, "system.posix_acl_default") != 0
+
+
 cdef int op_setxattr(Request *r) noexcept nogil:
     cdef fuse_setxattr_in *arg = <fuse_setxattr_in *> r.op_in
     cdef uint32_t at = 0
@@ -92,6 +99,8 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         return -ENOSYS
     if name == NULL or arg.size > r.arg_len - at:
         return -EINVAL
+    if unchecked(name):
+        return -EOPNOTSUPP
     fd = parent_of(r, &i)
     if fd < 0:
         return fd
@@ -117,6 +126,8 @@ cdef int op_removexattr(Request *r) noexcept nogil:
         return -ENOSYS
     if name == NULL:
         return -EINVAL
+    if unchecked(name):
+        return -EOPNOTSUPP
     fd = parent_of(r, &i)
     if fd < 0:
         return fd

@@ -337,6 +337,17 @@ ABI_AT(struct fuse_init_out, flags2, 32);
 enum {
 	FUSE_IO_URING_CMD_REGISTER = 1,
 	FUSE_IO_URING_CMD_COMMIT_AND_FETCH = 2,
+	FUSE_IO_URING_CMD_ADD_QUEUE = 3,   /* 7.3 */
+	FUSE_IO_URING_CMD_ADD_BUFPOOL = 4, /* 7.3 */
+	/* fuse_uring_cmd_req.flags of ADD_QUEUE (7.3) */
+	FUSE_URING_ZERO_COPY = 1 << 0,
+	/* fuse_uring_cmd_req.flags of REGISTER (buffer rings) */
+	FUSE_URING_BUFRING = 1 << 0,
+	FUSE_URING_PINNED_HEADERS = 1 << 1,
+	FUSE_URING_PINNED_BUFFERS = 1 << 2,
+	FUSE_URING_BUFRING_ZERO_COPY = 1 << 3,
+	/* fuse_uring_ent_in_out.flags */
+	FUSE_URING_ENT_ZERO_COPY = 1 << 0,
 };
 
 struct fuse_uring_ent_in_out {
@@ -353,12 +364,22 @@ struct fuse_uring_req_header {
 	struct fuse_uring_ent_in_out ring_ent_in_out;
 };
 
-/* The command area of a 128 byte SQE. */
+/* The command area of a 128 byte SQE, as in 6.14 to 7.3 ... */
 struct fuse_uring_cmd_req {
 	uint64_t flags, commit_id;
 	uint16_t qid;
 	uint8_t padding[6];
-	uint64_t arg[2];
+	uint64_t uaddr; /* ADD_BUFPOOL; REGISTER with zero-copy: u16 ent_zero_copy_buf_index */
+	uint32_t len, reserved;
+};
+
+/* ... and with buffer rings. */
+struct fuse_uring_bufring_req {
+	uint64_t flags, commit_id;
+	uint16_t qid, padding;
+	uint32_t buf_size;
+	uint16_t queue_depth, padding2;
+	uint32_t padding3;
 };
 
 ABI_SIZE(struct fuse_uring_ent_in_out, 32);
@@ -366,6 +387,9 @@ ABI_SIZE(struct fuse_uring_req_header, 288);
 ABI_AT(struct fuse_uring_req_header, ring_ent_in_out, 256);
 ABI_SIZE(struct fuse_uring_cmd_req, 40);
 ABI_AT(struct fuse_uring_cmd_req, qid, 16);
+ABI_AT(struct fuse_uring_cmd_req, uaddr, 24);
+ABI_AT(struct fuse_uring_bufring_req, buf_size, 20);
+ABI_AT(struct fuse_uring_bufring_req, queue_depth, 24);
 
 /* -------------------------------------------------------------- io_uring */
 
@@ -429,6 +453,7 @@ enum {
 
 enum {
 	IORING_FSYNC_DATASYNC = 1 << 0,
+	IORING_URING_CMD_FIXED = 1 << 0,
 	IORING_SETUP_CQSIZE = 1 << 3,
 	IORING_SETUP_CLAMP = 1 << 4,
 	IORING_SETUP_SUBMIT_ALL = 1 << 7,
@@ -489,6 +514,20 @@ static inline int sys_setgroups(size_t n, const gid_t *list)
 	return syscall(SYS_setgroups, n, list) < 0 ? -errno : 0;
 }
 
+/* Drop or raise CAP_FSETID of the calling thread (capabilities(7)). 0 or -errno. */
+static inline int sys_cap_fsetid(int raise)
+{
+	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
+	struct { uint32_t effective, permitted, inheritable; } data[2];
+	if (syscall(SYS_capget, &header, data) < 0)
+		return -errno;
+	if (raise)
+		data[0].effective |= data[0].permitted & (1u << 4);
+	else
+		data[0].effective &= ~(1u << 4);
+	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+}
+
 static inline int sys_gettid(void) { return (int)syscall(SYS_gettid); }
 
 static inline long sys_getdents64(int fd, void *buf, size_t len)
@@ -524,11 +563,16 @@ struct file_handle_max {
 	unsigned char f_handle[128];
 };
 
-static inline int sys_name_to_handle_at(int fd, struct file_handle_max *fh)
+static inline int sys_handle_of_name(int fd, const char *name, struct file_handle_max *fh)
 {
 	int mount_id;
 	fh->handle_bytes = sizeof(fh->f_handle);
-	return syscall(SYS_name_to_handle_at, fd, "", fh, &mount_id, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	return syscall(SYS_name_to_handle_at, fd, name, fh, &mount_id, AT_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+static inline int sys_name_to_handle_at(int fd, struct file_handle_max *fh)
+{
+	return sys_handle_of_name(fd, "", fh);
 }
 
 static inline int sys_open_by_handle_at(int mount_fd, struct file_handle_max *fh, int flags)

@@ -35,24 +35,24 @@ def background(options: opts.Options) -> int:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        os.write(write_end, b"ready")
-        os.close(write_end)
+        tell(b"ready")
+
+    def tell(word: bytes) -> None:
+        nonlocal write_end
+        if write_end >= 0:
+            os.write(write_end, word)
+            os.close(write_end)
+            write_end = -1
 
     code = 0
     try:
         run(options, ready)
     except PassthruError as e:
         code = e.exit_code
-        try:
-            os.write(write_end, f"{code} {e}".encode())
-        except OSError:
-            log(str(e))
+        tell(f"{code} {e}".encode())
     except Exception as e:  # the parent waits for a word
         code = 1
-        try:
-            os.write(write_end, f"1 {type(e).__name__}: {e}".encode())
-        except OSError:
-            log(f"{type(e).__name__}: {e}")
+        tell(f"1 {type(e).__name__}: {e}".encode())
     os._exit(code)
 
 

@@ -43,7 +43,7 @@ class MountError(PassthruError):
 
 EXIT_CODES = (
     (0, "success; in the background: the mount is usable"),
-    (1, "the session failed while it ran"),
+    (1, "the session failed, or could not be set up for a reason not below"),
     *((c.exit_code, c.__doc__) for c in (UsageError, SourceError, MountpointError, TransportError, MountError)),
 )
 

@@ -28,6 +28,7 @@ class Situation:
     ring: bool          # the queues' threads are ready to register
     acl: bool           # the source has POSIX ACLs
     identity: bool      # the daemon can act as its callers
+    privileged: bool    # the source lets the daemon keep suid and sgid bits (CAP_FSETID)
     passthrough: bool   # the daemon may register backing files, and is to
 
 
@@ -67,7 +68,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (25, "EXPLICIT_INVAL_DATA", _no, "AUTO_INVAL_DATA sees changes beside the mount"),
     (26, "MAP_ALIGNMENT", _no, "DAX is virtiofs's"),
     (27, "SUBMOUNTS", _no, "virtiofs's automounts; st_dev is that of the mount"),
-    (28, "HANDLE_KILLPRIV_V2", _yes, "the source clears suid, sgid and capabilities; no GETXATTR per write"),
+    (28, "HANDLE_KILLPRIV_V2", lambda s: s.identity or not s.privileged, "the source clears suid, sgid and capabilities; no GETXATTR per write"),
     (29, "SETXATTR_EXT", _yes, "tells when setting an ACL has to clear sgid"),
     (30, "INIT_EXT", _yes, "bits 32..63"),
     (32, "SECURITY_CTX", _no, "labels are the source's own policy's business"),

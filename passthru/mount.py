@@ -15,6 +15,8 @@ from .errors import MountError, MountpointError, reason
 from .options import Options
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+LONGEST_STRING = 255  # of fsconfig(2)
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 
@@ -80,7 +82,8 @@ class KernelMount:
                 "rootmode": "40000", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
             }
             for key, value in strings.items():
-                _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value))
+                # Only shown, so a long one may lose its end.
+                _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value)[:LONGEST_STRING])
             if allow_other(options):
                 _sys.fsconfig_flag(self.sb, b"allow_other")
             if options.default_permissions:
@@ -100,7 +103,8 @@ class KernelMount:
         o = self.options
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
-            | MOUNT_ATTR_NOEXEC * o.noexec | MOUNT_ATTR_NOATIME * o.noatime)
+            | MOUNT_ATTR_NOEXEC * o.noexec | MOUNT_ATTR_NOATIME * o.noatime
+            | MOUNT_ATTR_NOSYMFOLLOW * o.nosymfollow)
         fd = _sys.fsmount(self.sb, attributes)
         try:
             identity = _sys.mount_identity(fd)
@@ -145,24 +149,33 @@ def fusermount(options: Options, source: str, target: str) -> int:
     return fds[0]
 
 
-def unmount(target: str, mount_id: int, root: bool) -> bool:
-    """Unmount `target` if what is mounted there is still ours. False: it was busy and is detached only."""
+UNMOUNTED, DETACHED, NOT_THERE = "unmounted", "detached", "not there"
+
+
+def unmount(target: str, mount_id: int, root: bool) -> str:
+    """Unmount `target` if what is mounted there is still ours.
+
+    DETACHED: it was busy, and lives until its files are closed. NOT_THERE: unmounted, moved
+    or covered by somebody else. Raises OSError.
+    """
     here = mounted_at(target)
     if here is None or here.mount_id != mount_id:
-        return True
+        return NOT_THERE
     if root:
         try:
             _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW)
-            return True
+            return UNMOUNTED
         except OSError as e:
             if e.errno == errno.EINVAL:  # somebody else has just done it
-                return True
+                return NOT_THERE
             if e.errno != errno.EBUSY:
                 raise
+        _sys.sync_mount(os.fsencode(target))
         _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
-        return False
+        return DETACHED
     program = shutil.which("fusermount3") or "fusermount3"
     if subprocess.run([program, "-u", "-q", "--", target], check=False).returncode == 0:
-        return True
+        return UNMOUNTED
+    _sys.sync_mount(os.fsencode(target))
     subprocess.run([program, "-u", "-z", "-q", "--", target], check=False)
-    return False
+    return DETACHED

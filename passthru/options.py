@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
@@ -104,6 +105,8 @@ class Options:
     noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
     noatime: bool = option(False, "update no access times on the mount itself", o="noatime", no="atime")
 
+    nosymfollow: bool = option(False, "follow no symbolic links below the mount", o="nosymfollow")
+
     transport: str = option(
         "auto", "how requests come: 'ring' (io_uring), 'dev' (/dev/fuse), or 'auto': the ring if it can be had",
         "--transport", parse=_transport, metavar="auto|ring|dev", o="transport")
@@ -147,19 +150,19 @@ class Options:
 
     @property
     def max_pages(self) -> int:
-        """Pages per request, as INIT wants it."""
-        return self.max_write // PAGE
+        """Pages per request, as INIT wants it; by no less than 32 the kernel also sizes what is no write."""
+        return max(32, self.max_write // PAGE)
 
     @property
     def payload_size(self) -> int:
         """Bytes of one payload buffer: max(8192, max_write, max_pages * page size)."""
-        return max(8192, self.max_write)
+        return self.max_pages * PAGE
 
 
 # mount(8) options that mean something to mount(8), fstab or systemd only.
 IGNORED = frozenset(
     "defaults auto noauto user nouser users owner group nofail _netdev async relatime norelatime"
-    " nosymfollow diratime nonempty".split())
+    " diratime nonempty symfollow".split())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -253,4 +256,8 @@ def parse(argv: Sequence[str]) -> Options:
         values[name] = value
     if values.get("debug"):
         values["foreground"] = True
-    return Options(**values)
+    options = Options(**values)
+    if os.geteuid() == 0 and not options.default_permissions and options.allow_other is not False:
+        raise UsageError(
+            "-o nodefault_permissions with allow_other would let everybody do as root does; add -o noallow_other")
+    return options

@@ -112,6 +112,7 @@ class Queue(threading.Thread):
         self.thread = _server.QueueThread(session.core)
         self.opened, self.registered, self.go = threading.Event(), threading.Event(), threading.Event()
         self.error: OSError | None = None
+        self.done = False
         self.fuse_fd = -1
 
     def run(self) -> None:
@@ -130,12 +131,14 @@ class Queue(threading.Thread):
                 if self.session.options.debug:
                     log(f"{self.name} ends, the kernel has {left} of its entries")
         except OSError as e:
+            self.thread.spoil()  # the kernel must know that the ring does not come
             self.error = e
             self.registered.set()
             self.thread.serve()  # entries that were registered before the failing one still end here
         finally:
             self.registered.set()
             self.thread.close()
+            self.done = True
             self.session.thread_ended()
 
 
@@ -182,6 +185,8 @@ class Session:
         self.transport, self.why = "", ""
         self.visible = False
         self.passthrough = False
+        self.broken = False
+        self.wake_read = -1
         self.page: stats.Page | None = None
         self.core: _server.ServerCore
 
@@ -311,20 +316,20 @@ class Session:
             here = mount.mounted_at(self.target)
             if here is not None:
                 self.mount_id, self.fuse_dev = here.mount_id, here.dev
-        failed: list[OSError] = []
-        creating: threading.Thread | None = None
-        if self.kernel_mount is not None:
-            _sys.sync_init(self.fuse_fd)  # then create() waits for INIT's answer
-            creating = threading.Thread(target=self._create, args=(failed,), daemon=True)
-            creating.start()
-        self._handshake(failed)
-        if creating is not None:
-            creating.join()
-            if failed:
-                raise MountError(f"mount: {reason(failed[0])}")
+        if self.kernel_mount is None:
+            self._handshake()
+        elif _sys.sync_init(self.fuse_fd):
+            self._create_answering()
+        else:
+            try:
+                self.kernel_mount.create()
+            except OSError as e:
+                raise MountError(f"mount: {reason(e)}") from None
+            self._handshake()
         self._register()
         for _ in range(self._reader_count()):
             self._add_reader()
+        self._catch_signals()
         if self.kernel_mount is not None:
             try:
                 self.fuse_dev, self.mount_id = self.kernel_mount.attach(self.target_fd)
@@ -338,25 +343,36 @@ class Session:
             len(possible_cpus()) if self.transport == "ring" else 0, o.queue_depth, self.fuse_dev,
             self.mount_id, os.fsencode(o.source), os.fsencode(self.target))
 
-    def _create(self, failed: list[OSError]) -> None:
+    def _create_answering(self) -> None:
+        """Make the superblock, which waits for INIT's answer: that is another thread's work."""
         assert self.kernel_mount is not None
+        failed: list[BaseException] = []
+
+        def answer() -> None:
+            try:
+                self._handshake()
+            except BaseException as e:
+                failed.append(e)
+                os.close(self.fuse_fd)  # ends create()
+                self.fuse_fd = -1
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
         try:
             self.kernel_mount.create()
         except OSError as e:
-            failed.append(e)
+            # If INIT never came, the thread waits in the kernel for good; it ends with the process.
+            thread.join(1.0)
+            if failed:
+                raise failed[0] from None
+            raise MountError(f"mount: {reason(e)}") from None
+        thread.join()
+        if failed:
+            raise failed[0]
 
-    def _handshake(self, failed: list[OSError]) -> None:
+    def _handshake(self) -> None:
         """Answer INIT."""
         o = self.options
-        poll = select.poll()
-        poll.register(self.fuse_fd, select.POLLIN)
-        for _ in range(100):
-            if failed:
-                return  # the superblock was refused, no INIT will come
-            if poll.poll(100):
-                break
-        else:
-            raise MountError("the kernel sent no INIT within 10 seconds")
         try:
             data = os.read(self.fuse_fd, max(8192, self.options.max_write + PAGE))
         except OSError as e:
@@ -373,7 +389,7 @@ class Session:
                 os.write(self.fuse_fd, init.refusal(request, errno.EOPNOTSUPP))
                 raise
         flags = init.choose(request, init.Situation(
-            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity,
+            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
             o.passthrough and not o.writeback and capable(21)))
         if self.options.debug:
             log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
@@ -418,30 +434,43 @@ class Session:
 
     def serve(self) -> None:
         """Wait for the end: an unmount, or a signal, upon which it unmounts."""
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for s in STOP_SIGNALS:
-            signal.signal(s, lambda *_: None)
         poll = select.poll()
-        poll.register(wake_read, select.POLLIN)
+        poll.register(self.wake_read, select.POLLIN)
         poll.register(self.ended, select.POLLIN)
         while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
-                if fd == wake_read:
-                    os.read(wake_read, 64)
+                if fd == self.wake_read:
+                    os.read(self.wake_read, 64)
                     self.unmount()
                 else:
                     os.eventfd_read(self.ended)
+                    broken = next((q for q in self.queues if q.done and q.thread.error), None)
+                    if broken is not None and not self.broken:
+                        self.broken = True
+                        log(f"{broken.name} ended with an error ({os.strerror(broken.thread.error)}): unmounting")
+                        self.unmount()
         self.finish()
+        if self.broken:
+            raise PassthruError("the session ended with an error")
+
+    def _catch_signals(self) -> None:
+        """From now on signals unmount: they wake serve()."""
+        self.wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for s in STOP_SIGNALS:
+            signal.signal(s, lambda *_: None)
 
     def unmount(self) -> None:
         """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
         try:
-            if mount.unmount(self.target, self.mount_id, os.geteuid() == 0):
-                return
+            how = mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
         except OSError as e:
             log(f"unmount {self.target}: {reason(e)}")
-        log(f"{self.target} is busy: detached, what is still open there gets errors")
+            how = mount.NOT_THERE
+        if how == mount.UNMOUNTED:
+            return
+        if how == mount.DETACHED:
+            log(f"{self.target} is busy: detached, what is still open there gets errors")
         self.core.stop()
         self._wake()
 
@@ -450,7 +479,7 @@ class Session:
             queue.thread.wake()
         while any(r.is_alive() for r in self.readers):
             for reader in self.readers:
-                reader.thread.wake()
+                reader.thread.wake()  # a signal is lost if read(2) has not begun
                 reader.join(0.01)
 
     def finish(self) -> None:
@@ -458,6 +487,8 @@ class Session:
         for reader in self.readers:
             reader.join()
         self.core.stop()
+        with contextlib.suppress(OSError):  # after an abort the dead mount is still there
+            mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
         for queue in self.queues:
             queue.go.set()
             while queue.is_alive():
@@ -466,10 +497,10 @@ class Session:
         if _server.DEBUG:
             self._check_level()
         self.core.close()
+        for queue in self.queues:
+            queue.thread.release()
         if self.page is not None:
             self.page.remove()
-        for fd in (self.fuse_fd, self.source_fd, self.ended):
-            os.close(fd)
 
     def _check_level(self) -> None:
         """Debug builds: what was taken has been given back."""

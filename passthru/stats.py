@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 
 MAGIC, VERSION, HEADER = 0x75726874, 1, 4096
 TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
-DIALECTS = {0: "", 1: "per-entry"}
+DIALECTS = {0: "", 1: "per-entry", 2: "bufring", 3: "bufpool"}
 KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
 
 HEADER_DTYPE = np.dtype([
@@ -24,10 +26,10 @@ HEADER_DTYPE = np.dtype([
 COUNTERS = (
     "ring_requests", "commits", "dev_requests", "dev_replies", "errors", "read_bytes", "write_bytes",
     "io_inline", "io_ring", "io_fixed", "io_pool", "enters", "sleeps", "lookups", "forgets", "opens",
-    "releases", "entries_lost",
+    "releases", "entries_lost", "io_zero_copy",
 )
 THREAD_DTYPE = np.dtype(
-    [("kind", "u8"), ("cpu", "i8")] + [(n, "u8") for n in COUNTERS] + [("spare", "u8", 4), ("ops", "u8", 64)])
+    [("kind", "u8"), ("cpu", "i8")] + [(n, "u8") for n in COUNTERS] + [("spare", "u8", 3), ("ops", "u8", 64)])
 
 OPCODES = {
     1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
@@ -55,8 +57,9 @@ class Page:
     def __init__(self, size: int):
         where = directory()
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if where.stat().st_uid != os.geteuid():
-            raise PermissionError(f"{where} belongs to somebody else")
+        st = where.lstat()  # in /tmp it may be anybody's, or a link
+        if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, f"{where} can be written by others")
         self.path = where / str(os.getpid())
         self.path.unlink(missing_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

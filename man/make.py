@@ -1,0 +1,253 @@
+"""Writes man/passthru.8 from the declarations in passthru/options.py and passthru/errors.py.
+
+`python man/make.py` writes the page; with --check it only says whether the page is current, and has
+man(1) and mandoc(1), where they are installed, look for mistakes in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import fields
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from passthru import errors, options  # noqa: E402
+from passthru._version import VERSION  # noqa: E402
+
+PAGE = HERE / "passthru.8"
+DATE = "2026-11-20"  # of the last change to the prose here
+
+HEAD = r""".\" Written by man/make.py: do not edit.
+.TH PASSTHRU 8 @DATE@ "passthru @VERSION@" "System Manager's Manual"
+.SH NAME
+passthru \- mirror a directory through FUSE over io_uring
+.SH SYNOPSIS
+.B passthru
+.RI [ options ]
+.I SOURCE MOUNTPOINT
+.br
+.B python \-m passthru
+.RI [ options ]
+.I SOURCE MOUNTPOINT
+.SH DESCRIPTION
+.B passthru
+mounts a filesystem on
+.I MOUNTPOINT
+that mirrors the directory
+.IR SOURCE :
+every operation on it is carried out in the source.
+It speaks the kernel's FUSE protocol itself, over an io_uring where the kernel
+offers that, and over
+.I /dev/fuse
+where it does not.
+.PP
+The source is held open from the start: if it is renamed, or if something is
+mounted over it, the mount goes on to show the same directory.
+The mountpoint may be the source itself or a directory within it.
+.PP
+Without
+.B \-f
+the command returns when the mount is usable, and the daemon goes on in the
+background.
+If the mount cannot be made, the command prints one line on standard error and
+ends with one of the exit codes below, and nothing is mounted.
+.PP
+Root mounts directly; everybody else needs
+.BR fusermount3 (1).
+The mount ends with
+.BR umount (8)
+(root),
+.B fusermount3 \-u
+(others),
+or with a SIGINT, SIGTERM or SIGHUP to the daemon.
+If files are still open in it when such a signal comes, the mount is detached.
+.PP
+Run by root, the daemon carries out each operation with the user id, group id
+and supplementary groups of the process that asks for it.
+Run by another user, it carries out all of them as that user.
+"""
+
+TRANSPORTS = r""".SH TRANSPORTS
+.TP
+.B ring
+Requests and replies travel through an io_uring (Linux 6.14 and newer), with
+one queue for each possible CPU.
+The kernel's parameter
+.I /sys/module/fuse/parameters/enable_uring
+has to be Y; its default is N.
+Root can set it with
+.B \-\-enable\-uring
+or beforehand; it stays as it was set.
+A few requests, such as FORGET and INTERRUPT, always come by
+.IR /dev/fuse .
+.TP
+.B dev
+Requests are read from
+.I /dev/fuse
+by a number of threads.
+.TP
+.B auto
+The ring if it can be had, else
+.IR /dev/fuse .
+With
+.B \-f
+a line on standard error says which one it is, and why.
+"""
+
+TAIL = r""".SH FILES
+.TP
+.I /run/passthru/PID
+The counters of root's daemons, readable by root; others' are in
+.I $XDG_RUNTIME_DIR/passthru
+or
+.IR /tmp/passthru\-UID .
+.TP
+.I /sys/module/fuse/parameters/enable_uring
+Y if the kernel offers FUSE over io_uring.
+.TP
+.I /proc/sys/fs/fuse/max_pages_limit
+The kernel's limit on the size of a request, in pages (Linux 6.13 and newer;
+256 before).
+.SH EXAMPLES
+Mount in the foreground, by the ring or not at all:
+.PP
+.RS 4
+.nf
+passthru \-f \-\-enable\-uring \-\-transport ring /srv/data /mnt
+.fi
+.RE
+.PP
+Mount read-only, and unmount:
+.PP
+.RS 4
+.nf
+passthru \-o ro,fsname=data /srv/data /mnt
+umount /mnt
+.fi
+.RE
+.SH SEE ALSO
+.BR fuse (4),
+.BR fusermount3 (1),
+.BR mount (8),
+.BR umount (8)
+"""
+
+
+def roff(text: str) -> str:
+    """Text as roff shows it unchanged."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return "\\&" + text if text.startswith(".") else text
+
+
+def prose(text: str) -> str:
+    """A help text as a sentence: hyphens within words stay hyphens."""
+    words = [roff(w) if w.startswith("-") or ".." in w else w.replace("'", "\\(aq") for w in text.split()]
+    text = " ".join(words)
+    return fill(text[0].upper() + text[1:] + ".")
+
+
+def fill(text: str) -> str:
+    """Text in lines of less than 80 characters."""
+    return textwrap.fill(text, 79, break_on_hyphens=False, break_long_words=False)
+
+
+def default(value: object) -> str:
+    """What to say about the default of an option that takes a value."""
+    if value is None:
+        return ""
+    number = isinstance(value, float) and value == int(value)
+    return f"\nDefault: {roff(str(int(value) if number else value))}."  # type: ignore[call-overload]
+
+
+def switches() -> str:
+    """The options of the command line."""
+    out = [".SH OPTIONS"]
+    for f in fields(options.Options):
+        if not f.metadata or not f.metadata["flags"]:
+            continue
+        m = f.metadata
+        value = f" \\fI{roff(m['metavar'])}\\fR" if m["parse"] else ""
+        out += [".TP", ", ".join(f"\\fB{roff(flag)}\\fR{value}" for flag in m["flags"])]
+        out.append(prose(m["help"]) + (default(f.default) if m["parse"] else ""))
+    out += [
+        ".TP", "\\fB\\-o\\fR \\fIOPTION\\fR[,\\fIOPTION\\fR...]",
+        "Mount options, see below; may be given more than once."
+        "\nWhat is given as an option of its own wins over the same thing in \\fB\\-o\\fR."
+        "\nA backslash before a comma makes the comma part of a value.",
+        ".TP", "\\fB\\-h\\fR, \\fB\\-\\-help\\fR", "Show a summary of the options.",
+        ".TP", "\\fB\\-\\-version\\fR", "Show the version.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def mount_options() -> str:
+    """The words of -o."""
+    out = [".SH MOUNT OPTIONS"]
+    for f in fields(options.Options):
+        if not f.metadata or not f.metadata["o"]:
+            continue
+        m = f.metadata
+        name = f"\\fB{roff(m['o'])}\\fR" + (f"=\\fI{roff(m['metavar'])}\\fR" if m["parse"] else "")
+        out += [".TP", name]
+        if m["flags"]:
+            out.append(f"The same as \\fB{roff(m['flags'][-1])}\\fR.")
+        else:
+            out.append(prose(m["help"]))
+        if m["no"]:
+            out.append(f"The opposite: \\fB{roff(m['no'])}\\fR.")
+    words = ", ".join(f"\\fB{roff(w)}\\fR" for w in sorted(options.IGNORED, key=lambda w: w.strip("_")))
+    out += [
+        ".PP", "These words are accepted and change nothing, since they speak to",
+        ".BR mount (8)", "or", ".BR fstab (5):", fill(words + ","),
+        "\\fBcomment\\fR=\\fI...\\fR and all that begin with \\fBx\\-\\fR.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def exit_codes() -> str:
+    """The exit codes."""
+    out = [".SH EXIT STATUS"]
+    for code, text in errors.EXIT_CODES:
+        assert text
+        text = text.rstrip(".")
+        out += [".TP", f".B {code}", prose(text)]
+    return "\n".join(out) + "\n"
+
+
+def page() -> str:
+    """The whole page."""
+    head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
+    return head + switches() + mount_options() + TRANSPORTS + exit_codes() + TAIL
+
+
+def complaints() -> str:
+    """What man and mandoc, if they are here, have to say against the page."""
+    said = ""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
+    for command in (["man", "--warnings", "-l", str(PAGE)], ["mandoc", "-T", "lint", str(PAGE)]):
+        if shutil.which(command[0]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            said += done.stderr + (done.stdout if command[0] == "mandoc" or done.returncode else "")
+    return said
+
+
+def main() -> int:
+    if sys.argv[1:] != ["--check"]:
+        PAGE.write_text(page())
+        return 0
+    if not PAGE.exists() or PAGE.read_text() != page():
+        print(f"{PAGE}: not current; run: python man/make.py", file=sys.stderr)
+        return 1
+    said = complaints()
+    print(said, end="", file=sys.stderr)
+    return 1 if said else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
