@@ -8,12 +8,12 @@ cdef struct Payloads:          # the payload memory of one queue
     char *base
     size_t size                # of one payload, bytes
     unsigned count
-    unsigned slot              # of the first in the ring's registered-buffer table
 
-cdef int payloads_map(Payloads *p, unsigned count, size_t size, unsigned slot) noexcept nogil
+cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
+cdef int bounced(Request *r) noexcept nogil
 cdef bint has_suid(int fd) noexcept nogil
 cdef int later(Request *r, Handler blocking) noexcept nogil
 

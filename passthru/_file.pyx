@@ -81,6 +81,8 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         if version and i.cached == version:
             out.open_flags |= FOPEN_KEEP_CACHE
         i.cached = version
+        if s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
+            out.open_flags |= FOPEN_IO_URING_ZERO_COPY
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.
     if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:

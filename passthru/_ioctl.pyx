@@ -21,7 +21,6 @@ cdef enum:
     FS_IOC_FSSETXATTR = 0x401c5820
     FS_IOC_GETVERSION = 0x80087601
     LARGEST = 64
-    ENOTTY = 25
 
 
 cdef int op_ioctl(Request *r) noexcept nogil:

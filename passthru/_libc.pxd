@@ -110,6 +110,9 @@ cdef extern from "abi.h" nogil:
     ssize_t fgetxattr(int fd, const char *name, void *value, size_t size)
     mode_t umask(mode_t mask)
     int ioctl(int fd, unsigned long request, ...)
+    int memfd_create(const char *name, unsigned flags)
+    enum:
+        MFD_CLOEXEC, ENOTTY
     int eventfd(unsigned value, int flags)
     int sched_yield()
     int unshare(int flags)

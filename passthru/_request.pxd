@@ -38,6 +38,8 @@ cdef struct Config:
     uint64_t spin_ns
     uint64_t fixed_budget      # bytes of payload memory that may be pinned
     int identity               # act as the caller (the daemon may change its ids)
+    int zero_copy              # files may be opened for it (Linux 7.3)
+    uint64_t zero_copy_min     # from this size on
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
     int xattr                  # serve extended attributes
@@ -77,6 +79,9 @@ cdef struct Context:           # one serving thread
     unsigned groups            # supplementary groups now set
     uint64_t patience          # until then (ns) no backing write is tried inline
     char *scratch              # SCRATCH_SIZE bytes
+    char *bounce               # see _copy.bounced()
+    int bounce_fd
+    uint64_t bounce_at
 
 cdef struct Request:
     fuse_in_header h           # copied: a ring's out header overwrites it

@@ -19,12 +19,19 @@ cdef struct Queue:
     unsigned qid
     unsigned depth
     Entry *entries         # [depth]
-    fuse_uring_req_header *slots  # header slots [depth], indexed by entry
     Payloads payloads
+    unsigned buffers       # of the payloads, those that a pool consists of
+    uint16_t pool_slot     # of the pool in the ring's registered-buffer table
+    # What the set-up came to (see _dialect).
+    unsigned dialect
+    bint pinned
+    bint zero_copy
+    uint64_t bufring_flags
     # Left behind by the dialect's set-up: a request's payload is
-    # entry.payload + (location & location_mask) * location_scale.
+    # entry.payload + (location & location_mask) * location_scale, which must be below the limit.
     uint32_t location_mask
     uint32_t location_scale
+    size_t location_limit
     io_uring_sqe commit    # ready but for user_data and commit_id
 
 cdef struct Entry:
@@ -33,7 +40,7 @@ cdef struct Entry:
     fuse_uring_req_header *slot
     char *payload
     uint64_t commit_id
-    unsigned id
+    unsigned id            # among the worker's entries: header slot, registered-buffer slot
     unsigned state
     iovec iov[2]           # of REGISTER: the kernel may read it after the submission
 
@@ -42,6 +49,15 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     Uring ring
     Queue *queues
     unsigned nqueues
+    unsigned nentries
+    fuse_uring_req_header *slots  # header slots of all queues, one contiguous array, by entry id
+    size_t slots_len
+    # What is wanted of the kernel.
+    unsigned want_dialect
+    bint want_zero_copy
+    bint want_pinned
+    bint want_pinned_headers
+    bint forced
     unsigned alive         # entries not gone
     int fuse_fd
     int cpu                # -1: not pinned
@@ -52,9 +68,8 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     bint disconnected      # the kernel has ended entries
     int error              # why the ring cannot be used, -errno
 
-cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, int cpu) noexcept nogil
-cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil
-cdef void worker_spoil(Worker *w) noexcept nogil
+cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
+                     int cpu) noexcept nogil
 cdef void worker_serve(Worker *w) noexcept nogil
 cdef void worker_wake(Worker *w) noexcept nogil
 cdef void worker_close(Worker *w) noexcept nogil

@@ -10,9 +10,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
-from passthru._copy cimport payload_at, payloads_map, payloads_unmap
+from passthru._copy cimport bounced, payloads_map, payloads_unmap
 from passthru._libc cimport *
-from passthru._ops cimport op_in_size
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_QUEUE
@@ -24,47 +23,39 @@ cdef enum:
 
 # ---------------------------------------------------------------- set-up
 
-cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned first_slot) noexcept nogil:
-    cdef Server *s = w.ctx.server
-    cdef size_t payload = s.config.payload_size
-    cdef size_t slots = (depth * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned buffers, unsigned first) noexcept nogil:
     cdef unsigned n
     cdef Entry *e
-    cdef void *m
     q.worker = w
     q.qid = qid
     q.depth = depth
+    q.buffers = buffers
     q.entries = <Entry *> aligned_alloc(64, (depth * sizeof(Entry) + 63) & ~<size_t> 63)
     if q.entries == NULL:
         return -ENOMEM
     memset(q.entries, 0, depth * sizeof(Entry))
-    m = mmap(NULL, slots, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if m == MAP_FAILED:
-        return -ENOMEM
-    q.slots = <fuse_uring_req_header *> m
-    if payloads_map(&q.payloads, depth, payload, first_slot) < 0:
+    if payloads_map(&q.payloads, depth if depth > buffers else buffers, w.ctx.server.config.payload_size) < 0:
         return -ENOMEM
     for n in range(depth):
         e = &q.entries[n]
         e.queue = q
-        e.id = n
-        e.slot = &q.slots[n]
-        e.payload = payload_at(&q.payloads, n)
-        e.req.fixed_base = e.payload
-        e.req.fixed_max = <uint32_t> payload
-        e.req.buf_index = <uint16_t> (first_slot + n)
+        e.id = first + n
+        e.slot = &w.slots[e.id]
         e.req.ctx = &w.ctx
         e.req.complete = entry_complete_remote
     return 0
 
 
-cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, int cpu) noexcept nogil:
+cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
+                     int cpu) noexcept nogil:
     """Make the calling thread the server of `nqueues` queues of `depth` entries. 0 or -errno.
 
-    All that can fail before the kernel is asked to use the ring happens here.
+    buffers: payloads of each queue that a pool has. All that can fail before the kernel is asked
+    to use the ring happens here.
     """
     cdef unsigned n
     cdef int r
+    cdef void *m
     memset(w, 0, sizeof(Worker))
     w.wake_fd = -1
     w.ring.fd = -1
@@ -72,22 +63,29 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     r = context_open(&w.ctx, s, T_QUEUE, cpu)
     if r < 0:
         return r
-    r = uring_open(&w.ring, nqueues * depth + SPARE_SQES)
+    w.nentries = nqueues * depth
+    r = uring_open(&w.ring, w.nentries + SPARE_SQES)
     if r < 0:
         return r
     w.ctx.ring = &w.ring
-    r = uring_buffers_sparse(&w.ring, nqueues * depth)
+    r = uring_buffers_sparse(&w.ring, w.nentries + nqueues)
     if r < 0:
         s.config.fixed_budget = 0  # before 5.19; plain READ and WRITE do
     w.wake_fd = eventfd(0, EFD_CLOEXEC)
     if w.wake_fd < 0:
         return -errno
+    w.slots_len = (w.nentries * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+    m = mmap(NULL, w.slots_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if m == MAP_FAILED:
+        return -ENOMEM
+    w.slots = <fuse_uring_req_header *> m
     w.queues = <Queue *> calloc(nqueues, sizeof(Queue))
     if w.queues == NULL:
         return -ENOMEM
     w.nqueues = nqueues
     for n in range(nqueues):
-        r = queue_open(&w.queues[n], w, qids[n], depth, n * depth)
+        w.queues[n].pool_slot = <uint16_t> (w.nentries + n)
+        r = queue_open(&w.queues[n], w, qids[n], depth, buffers, n * depth)
         if r < 0:
             return r
     return 0
@@ -99,92 +97,14 @@ cdef void worker_close(Worker *w) noexcept nogil:
     uring_close(&w.ring)
     for n in range(w.nqueues):
         payloads_unmap(&w.queues[n].payloads)
-        if w.queues[n].slots != NULL:
-            munmap(w.queues[n].slots, (w.queues[n].depth * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095)
         free(w.queues[n].entries)
     free(w.queues)
     w.queues = NULL
     w.nqueues = 0
+    if w.slots != NULL:
+        munmap(w.slots, w.slots_len)
+        w.slots = NULL
     context_close(&w.ctx)
-
-
-# ------------------------------------------------- the per-entry dialect
-
-cdef fuse_uring_cmd_req *command(io_uring_sqe *sqe, Queue *q, unsigned cmd) noexcept nogil:
-    sqe.opcode = IORING_OP_URING_CMD
-    sqe.fd = q.worker.fuse_fd
-    sqe.off = cmd
-    (<fuse_uring_cmd_req *> sqe.cmd).qid = <uint16_t> q.qid
-    return <fuse_uring_cmd_req *> sqe.cmd
-
-
-cdef void per_entry_register(Entry *e) noexcept nogil:
-    """REGISTER with iovec {header slot, payload}."""
-    cdef io_uring_sqe *sqe = uring_sqe(&e.queue.worker.ring)
-    command(sqe, e.queue, FUSE_IO_URING_CMD_REGISTER)
-    e.iov[0].iov_base = e.slot
-    e.iov[0].iov_len = sizeof(fuse_uring_req_header)
-    e.iov[1].iov_base = e.payload
-    e.iov[1].iov_len = e.queue.payloads.size
-    sqe.addr = <uint64_t> &e.iov[0]
-    sqe.len = 2
-    sqe.user_data = <uint64_t> e | KIND_COMMAND
-    e.state = E_KERNEL
-
-
-cdef int register_entry(Worker *w, Entry *e) noexcept nogil:
-    """Register one entry and see that the kernel keeps it. 0 or -errno."""
-    cdef io_uring_cqe *cqe
-    cdef int r, attempt
-    for attempt in range(1000):
-        per_entry_register(e)
-        r = uring_enter(&w.ring, 0)
-        if r < 0 and r != -EINTR:
-            return r
-        cqe = uring_peek(&w.ring)
-        # A success has no CQE until a request comes, and a failure has its CQE at once.
-        if cqe == NULL or cqe.res == 0:
-            return 0
-        r = cqe.res
-        if cqe.user_data != (<uint64_t> e | KIND_COMMAND):
-            return r  # one that was registered before: the connection ends
-        uring_seen(&w.ring)
-        e.state = E_NEW
-        if r != -EAGAIN:  # INIT's reply is not yet processed
-            return r
-        sched_yield()
-    return -EAGAIN
-
-
-cdef void worker_spoil(Worker *w) noexcept nogil:
-    """Make sure that the kernel gives the ring up: only a REGISTER that it refuses tells it to.
-
-    Else it would hold requests back until the last queue is registered.
-    """
-    cdef io_uring_sqe *sqe = uring_sqe(&w.ring)
-    command(sqe, &w.queues[0], FUSE_IO_URING_CMD_REGISTER)
-    sqe.user_data = KIND_SETUP
-    uring_enter(&w.ring, 0)
-
-
-cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil:
-    """Hand all entries of all queues to the kernel. 0, or -errno and the ring is off for good."""
-    cdef unsigned n, k
-    cdef Queue *q
-    cdef int r
-    w.fuse_fd = fuse_fd
-    for n in range(w.nqueues):
-        q = &w.queues[n]
-        q.location_mask = 0  # each entry has its own payload
-        q.location_scale = 0
-        memset(&q.commit, 0, sizeof(io_uring_sqe))
-        command(&q.commit, q, FUSE_IO_URING_CMD_COMMIT_AND_FETCH)
-        for k in range(q.depth):
-            r = register_entry(w, &q.entries[k])
-            if r < 0:
-                return r
-            w.alive += 1
-    return 0
 
 
 # ---------------------------------------------------------------- entries
@@ -226,19 +146,38 @@ cdef inline int entry_request(Entry *e) noexcept nogil:
     cdef Request *r = &e.req
     cdef fuse_uring_ent_in_out *io = &e.slot.ring_ent_in_out
     cdef Queue *q = e.queue
+    cdef size_t at = <size_t> (io.location & q.location_mask) * q.location_scale
     memcpy(&r.h, e.slot.in_out, sizeof(fuse_in_header))
     e.commit_id = io.commit_id
     r.op_in = e.slot.op_in
-    r.arg = e.payload + <size_t> (io.location & q.location_mask) * q.location_scale
     r.arg_len = io.payload_sz
-    r.out = r.arg
-    r.out_cap = <uint32_t> q.payloads.size
-    r.zero_copy = 0
+    r.zero_copy = <uint16_t> (io.flags & FUSE_URING_ENT_ZERO_COPY)
     r.interrupted = 0
     r.interruptible = 0
-    if io.payload_sz > q.payloads.size or r.h.len < sizeof(fuse_in_header):
-        return -EIO
+    if at < q.location_limit:
+        r.out = r.arg = e.payload + at
+        r.out_cap = <uint32_t> q.payloads.size
+    else:
+        # Without a payload there is no buffer, and the location means nothing.
+        r.out = r.arg = q.worker.ctx.scratch
+        r.out_cap = 0
+    if io.payload_sz > q.payloads.size or r.h.len < sizeof(fuse_in_header) \
+            or io.flags & ~<uint64_t> FUSE_URING_ENT_ZERO_COPY \
+            or (r.out_cap == 0 and io.payload_sz and not r.zero_copy) \
+            or (r.zero_copy and not q.zero_copy):
+        return entry_refuse(e)
     return 0
+
+
+cdef int entry_refuse(Entry *e) noexcept nogil:
+    """A request that contradicts itself or the set-up: answered with EIO, said once."""
+    cdef fuse_uring_ent_in_out *io = &e.slot.ring_ent_in_out
+    e.queue.worker.ctx.stats.refused += 1
+    if e.queue.worker.ctx.stats.refused == 1:
+        dprintf(2, "passthru: queue %u entry %u: malformed request refused (opcode %u, length %u, "
+                "payload %u, location %u, flags %lu)\n", e.queue.qid, e.id, e.req.h.opcode, e.req.h.len,
+                io.payload_sz, io.location, io.flags)
+    return -EIO
 
 
 cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
@@ -300,7 +239,10 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
         w.ctx.stats.ring_requests += 1
         result = entry_request(e)
         if result == 0:
-            result = w.ctx.server.dispatch(&e.req)
+            if e.req.zero_copy and e.req.h.opcode != FUSE_READ and e.req.h.opcode != FUSE_WRITE:
+                result = bounced(&e.req)
+            else:
+                result = w.ctx.server.dispatch(&e.req)
         if result != PENDING:
             entry_finish(e, result)
     elif kind == KIND_IO:

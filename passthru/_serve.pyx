@@ -54,3 +54,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
 cdef void context_close(Context *ctx) noexcept nogil:
     free(ctx.scratch)
     ctx.scratch = NULL
+    if ctx.bounce != NULL:
+        free(ctx.bounce)
+        close(ctx.bounce_fd)
+        ctx.bounce = NULL

@@ -13,14 +13,13 @@ from libc.string cimport memcpy, memset, strncpy
 from passthru._abi cimport *
 from passthru._backing cimport backing_forget
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
+from passthru._dialect cimport worker_register, worker_spoil
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
 from passthru._pool cimport pool_cancel, pool_start, pool_stop
 from passthru._request cimport *
-from passthru._ring cimport (
-    Worker, worker_close, worker_open, worker_register, worker_serve, worker_spoil, worker_wake,
-)
+from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
 from passthru._slab cimport slab_destroy, slab_init
 from passthru._stats cimport *
 
@@ -108,6 +107,11 @@ cdef class ServerCore:
         self.s.config.init_flags = flags
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
+
+    def zero_copy(self, bint on, uint64_t smallest):
+        """Open files for zero-copy (Linux 7.3): those opened with O_DIRECT, and of `smallest` bytes or more."""
+        self.s.config.zero_copy = on
+        self.s.config.zero_copy_min = smallest
 
     def serving(self, unsigned transport, unsigned dialect, unsigned queues, unsigned depth,
                 uint64_t fuse_dev, uint64_t mount_id, bytes source, bytes mountpoint):
@@ -197,8 +201,11 @@ cdef class QueueThread:
         memset(&self.w, 0, sizeof(Worker))
         self.w.wake_fd = -1
 
-    def open(self, qids, unsigned depth, int cpu):
-        """Create the ring, header slots and payload memory for the queues `qids`. OSError if it cannot be."""
+    def open(self, qids, unsigned depth, unsigned buffers, int cpu):
+        """Create the ring, header slots and payload memory for the queues `qids`. OSError if it cannot be.
+
+        buffers: payload buffers of each queue, if the dialect pools them.
+        """
         cdef unsigned *ids = <unsigned *> calloc(len(qids), sizeof(unsigned))
         cdef unsigned n
         cdef int r
@@ -208,17 +215,31 @@ cdef class QueueThread:
         for n in range(count):
             ids[n] = qids[n]
         with nogil:
-            r = worker_open(&self.w, &self.core.s, ids, count, depth, cpu)
+            r = worker_open(&self.w, &self.core.s, ids, count, depth, buffers, cpu)
         free(ids)
         self.opened = True
         check(r, "io_uring")
 
-    def register(self, int fuse_fd):
-        """Hand all entries to the kernel. OSError: the ring is off for this connection."""
+    def register(self, int fuse_fd, unsigned dialect, bint forced, bint zero_copy, bint pin_buffers, bint pin_headers):
+        """Hand all entries to the kernel. OSError: the ring is off for this connection.
+
+        forced: no other dialect will do. What it came to is in `outcome`.
+        """
         cdef int r
+        self.w.want_dialect = dialect
+        self.w.forced = forced
+        self.w.want_zero_copy = zero_copy
+        self.w.want_pinned = pin_buffers
+        self.w.want_pinned_headers = pin_headers
         with nogil:
             r = worker_register(&self.w, fuse_fd)
         check(r, "FUSE_IO_URING_CMD_REGISTER")
+
+    @property
+    def outcome(self):
+        """(dialect, buffers, pinned, zero-copy) of the first queue, after register()."""
+        cdef Queue *q = &self.w.queues[0]
+        return q.dialect, q.buffers, bool(q.pinned), bool(q.zero_copy)
 
     def spoil(self):
         """After a failed register(): have the kernel turn the ring off for this connection."""

@@ -53,5 +53,6 @@ cdef struct ThreadStats:      # a multiple of 64 bytes
     uint64_t releases
     uint64_t entries_lost     # ring entries that ended with an unexpected error
     uint64_t io_zero_copy     # with the kernel's own pages
-    uint64_t spare[3]
+    uint64_t refused          # requests that made no sense
+    uint64_t spare[2]
     uint64_t ops[64]          # requests by opcode

@@ -78,9 +78,11 @@ class KernelMount:
         self.sb = _sys.fsopen(b"fuse")
         try:
             strings = {
-                "source": options.fsname or source, "subtype": "passthru", "fd": str(fuse_fd),
+                "source": options.fsname or source, "fd": str(fuse_fd),
                 "rootmode": "40000", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
             }
+            if options.subtype:
+                strings["subtype"] = options.subtype
             for key, value in strings.items():
                 # Only shown, so a long one may lose its end.
                 _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value)[:LONGEST_STRING])
@@ -124,7 +126,8 @@ def fusermount(options: Options, source: str, target: str) -> int:
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
-    words = ["subtype=passthru", "fsname=" + (options.fsname or source).replace("\\", "\\\\").replace(",", "\\,")]
+    words = [f"subtype={options.subtype}"] if options.subtype else []
+    words += ["fsname=" + (options.fsname or source).replace("\\", "\\\\").replace(",", "\\,")]
     words += ["ro"] if options.read_only else []
     words += ["allow_other"] if allow_other(options) else []
     words += ["default_permissions"] if options.default_permissions else []

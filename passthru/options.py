@@ -13,6 +13,8 @@ from .errors import UsageError
 
 PAGE = 4096
 TRANSPORTS = ("auto", "ring", "dev")
+DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
+SWITCH = ("auto", "on", "off")
 
 
 def _int(text: str, low: int, high: int, unit: str = "") -> int:
@@ -44,15 +46,21 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _transport(text: str) -> str:
-    if text not in TRANSPORTS:
-        raise UsageError(f"{text!r} is none of {', '.join(TRANSPORTS)}")
+def _choice(text: str, words: Sequence[str]) -> str:
+    if text not in words:
+        raise UsageError(f"{text!r} is none of {', '.join(words)}")
     return text
 
 
 def _name(text: str) -> str:
     if not text or "\0" in text or "\n" in text:
         raise UsageError("an empty name, or one with a line break, will not do")
+    return text
+
+
+def _word(text: str) -> str:
+    if not all(c.isalnum() or c in "-_" for c in text):
+        raise UsageError(f"{text!r} is not a word")
     return text
 
 
@@ -100,6 +108,9 @@ class Options:
         o="default_permissions", no="nodefault_permissions")
     fsname: str | None = option(
         None, "what mount(8) shows as the source; default: the source", parse=_name, metavar="NAME", o="fsname")
+    subtype: str = option(
+        "passthru", "the filesystem's type is shown as fuse.NAME; empty: as fuse", parse=_word, metavar="NAME",
+        o="subtype")
     nosuid: bool = option(False, "ignore set-user-ID and set-group-ID bits", o="nosuid", no="suid")
     nodev: bool = option(False, "ignore device special files", o="nodev", no="dev")
     noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
@@ -109,13 +120,29 @@ class Options:
 
     transport: str = option(
         "auto", "how requests come: 'ring' (io_uring), 'dev' (/dev/fuse), or 'auto': the ring if it can be had",
-        "--transport", parse=_transport, metavar="auto|ring|dev", o="transport")
+        "--transport", parse=lambda t: _choice(t, TRANSPORTS), metavar="auto|ring|dev", o="transport")
     enable_uring: bool = option(
         False, "set the kernel's parameter fuse.enable_uring to Y first (root only)",
         "--enable-uring", o="enable_uring")
     queue_depth: int = option(
         16, "ring entries per queue (1 to 1024)", "--queue-depth",
         parse=lambda t: _int(t, 1, 1024), metavar="N", o="queue_depth")
+    dialect: str = option(
+        "auto", "the form of the ring's protocol; 'auto': the best that the kernel offers", "--dialect",
+        parse=lambda t: _choice(t, DIALECTS), metavar="auto|per-entry|bufring|bufpool", o="dialect")
+    zero_copy: str = option(
+        "auto", "READ and WRITE by the kernel's own pages (root, Linux 7.3); 'auto': for files opened with "
+        "O_DIRECT or of 1 MiB and more, 'on': for all", "--zero-copy",
+        parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="zero_copy")
+    payload_buffers: int = option(
+        0, "payload buffers per queue, where entries share them; 0: as many as make 4 MiB", "--payload-buffers",
+        parse=lambda t: _int(t, 0, 1024), metavar="N", o="payload_buffers")
+    pin_buffers: bool = option(
+        True, "register shared payload buffers with the kernel, which pins them; the default", "--pin-buffers",
+        o="pin_buffers", no="nopin_buffers", no_flags=("--no-pin-buffers",))
+    pin_headers: bool = option(
+        True, "have the kernel pin header slots (dialect bufring); the default", "--pin-headers",
+        o="pin_headers", no="nopin_headers", no_flags=("--no-pin-headers",))
     threads: int = option(
         0, "readers of /dev/fuse without the ring; 0: by the number of CPUs", "--threads",
         parse=lambda t: _int(t, 0, 256), metavar="N", o="threads")
@@ -152,6 +179,11 @@ class Options:
     def max_pages(self) -> int:
         """Pages per request, as INIT wants it; by no less than 32 the kernel also sizes what is no write."""
         return max(32, self.max_write // PAGE)
+
+    @property
+    def buffers(self) -> int:
+        """Payload buffers per queue of a pool."""
+        return self.payload_buffers or max(1, min(self.queue_depth, (4 << 20) // self.payload_size))
 
     @property
     def payload_size(self) -> int:

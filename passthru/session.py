@@ -24,6 +24,7 @@ from .options import PAGE, Options
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
+PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -118,14 +119,18 @@ class Queue(threading.Thread):
     def run(self) -> None:
         try:
             os.sched_setaffinity(0, {self.cpu})
-            self.thread.open(self.qids, self.session.options.queue_depth, self.cpu)
+            o = self.session.options
+            self.thread.open(self.qids, o.queue_depth, o.buffers, self.cpu)
         except OSError as e:
             self.error = e
         self.opened.set()
         self.go.wait()
         try:
             if self.fuse_fd >= 0 and self.error is None:
-                self.thread.register(self.fuse_fd)
+                s = self.session
+                self.thread.register(
+                    self.fuse_fd, s.dialect, s.options.dialect != "auto", s.zero_copy, s.options.pin_buffers,
+                    s.options.pin_headers)
                 self.registered.set()
                 left = self.thread.serve()
                 if self.session.options.debug:
@@ -186,6 +191,7 @@ class Session:
         self.visible = False
         self.passthrough = False
         self.broken = False
+        self.dialect, self.buffers, self.pinned, self.zero_copy = PER_ENTRY, 0, False, False
         self.wake_read = -1
         self.page: stats.Page | None = None
         self.core: _server.ServerCore
@@ -205,7 +211,12 @@ class Session:
     def summary(self) -> str:
         o = self.options
         if self.transport == "ring":
-            how = f"ring transport, per-entry dialect, {len(possible_cpus())} queues x {o.queue_depth} entries"
+            how = f"ring transport, {stats.DIALECTS[self.dialect]} dialect"
+            if self.dialect != PER_ENTRY:
+                how += f" ({self.buffers} {'pinned ' if self.pinned else ''}buffers each)"
+            how += f", {len(possible_cpus())} queues x {o.queue_depth} entries"
+            if self.zero_copy:
+                how += ", zero-copy"
         else:
             how = f"/dev/fuse transport, {len(self.readers)} threads"
         if self.passthrough:
@@ -339,7 +350,7 @@ class Session:
             self.kernel_mount.close()
         os.close(self.target_fd)
         self.core.serving(
-            1 if self.transport == "ring" else 2, 1 if self.transport == "ring" else 0,
+            1 if self.transport == "ring" else 2, self.dialect if self.transport == "ring" else 0,
             len(possible_cpus()) if self.transport == "ring" else 0, o.queue_depth, self.fuse_dev,
             self.mount_id, os.fsencode(o.source), os.fsencode(self.target))
 
@@ -388,6 +399,7 @@ class Session:
             except TransportError:
                 os.write(self.fuse_fd, init.refusal(request, errno.EOPNOTSUPP))
                 raise
+        self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
             self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
             o.passthrough and not o.writeback and capable(21)))
@@ -397,6 +409,27 @@ class Session:
         self.passthrough = bool(flags & init.flag("PASSTHROUGH"))
         self.core.negotiated(flags, min(init.MINOR, request.minor), self.fuse_fd, self.passthrough)
         os.write(self.fuse_fd, init.reply(request, flags, self.options))
+
+    def _choose_dialect(self, request: init.Init) -> None:
+        """By what the kernel offers; a form that it does not know ends the connection's ring."""
+        o = self.options
+        if self.transport != "ring":
+            return
+        if request.offers("HAS_IO_URING_BUFPOOL"):
+            best = BUFPOOL
+        else:
+            best = BUFRING if request.minor >= 46 else PER_ENTRY
+        wanted = next((n for n, name in stats.DIALECTS.items() if name == o.dialect), best)
+        self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and capable(21)
+        if o.zero_copy == "on" and not self.zero_copy:
+            why = "--zero-copy needs CAP_SYS_ADMIN and a kernel with buffer pools (Linux 7.3)"
+        elif wanted not in (PER_ENTRY, best):
+            why = f"this kernel has no {o.dialect} dialect (FUSE 7.{request.minor})"
+        else:
+            self.dialect = wanted
+            return
+        os.write(self.fuse_fd, init.refusal(request, errno.EOPNOTSUPP))
+        raise TransportError(why)
 
     def _register(self) -> None:
         """Let the queues' threads hand their entries over, or go."""
@@ -409,6 +442,12 @@ class Session:
             error = next((q.error for q in self.queues if q.error is not None), None)
             if error is not None:
                 self._no_ring(f"REGISTER: {reason(error)}")
+                return
+            self.dialect, self.buffers, self.pinned, self.zero_copy = self.queues[0].thread.outcome
+            if self.options.zero_copy == "on" and not self.zero_copy:
+                raise TransportError("--zero-copy: the kernel refused it")
+            if self.zero_copy and self.dialect == BUFPOOL:
+                self.core.zero_copy(True, 0 if self.options.zero_copy == "on" else 1 << 20)
 
     def _add_reader(self) -> None:
         try:

@@ -26,10 +26,10 @@ HEADER_DTYPE = np.dtype([
 COUNTERS = (
     "ring_requests", "commits", "dev_requests", "dev_replies", "errors", "read_bytes", "write_bytes",
     "io_inline", "io_ring", "io_fixed", "io_pool", "enters", "sleeps", "lookups", "forgets", "opens",
-    "releases", "entries_lost", "io_zero_copy",
+    "releases", "entries_lost", "io_zero_copy", "refused",
 )
 THREAD_DTYPE = np.dtype(
-    [("kind", "u8"), ("cpu", "i8")] + [(n, "u8") for n in COUNTERS] + [("spare", "u8", 3), ("ops", "u8", 64)])
+    [("kind", "u8"), ("cpu", "i8")] + [(n, "u8") for n in COUNTERS] + [("spare", "u8", 2), ("ops", "u8", 64)])
 
 OPCODES = {
     1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
