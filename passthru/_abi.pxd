@@ -535,7 +535,7 @@ cdef extern from "abi.h" nogil:
     int sys_handle_of_name(int fd, const char *name, file_handle_max *fh)
     int sys_name_to_handle_at(int fd, file_handle_max *fh)
     int sys_open_by_handle_at(int mount_fd, file_handle_max *fh, int flags)
-    int sys_clone_mount(int fd)
+    int sys_clone_mount(int fd, int atime, int recursive)
     int sys_fsopen(const char *fs, unsigned flags)
     int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value, int aux)
     int sys_fsmount(int fd, unsigned flags, unsigned attr)

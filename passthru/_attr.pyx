@@ -4,9 +4,9 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
-from passthru._copy cimport later
+from passthru._copy cimport chmod_fd, kill_suidgid, later
 from passthru._entry cimport attr_fill, parent_of, stx_mask
-from passthru._identity cimport identity_restore, identity_take, unprivileged_restore, unprivileged_take
+from passthru._identity cimport identity_restore, identity_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -93,44 +93,23 @@ cdef int op_statx(Request *r) noexcept nogil:
 
 # ---------------------------------------------------------------- SETATTR
 
-cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
-    """truncate(2); unprivileged where suid and sgid are to go, by the source's own rules."""
+cdef int set_size(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+    """truncate(2), by the open file if there is one for writing."""
     cdef char path[32]
-    cdef bint kill = (arg.valid & FATTR_KILL_SUIDGID) != 0
-    cdef int own = -1
-    cdef int res
+    if arg.valid & FATTR_KILL_SUIDGID:
+        kill_suidgid(fd)
     if h != NULL and h.fd >= 0 and h.open_flags & O_ACCMODE != O_RDONLY:
-        fd = h.fd
-    else:
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
-        fd = own = open(path, O_WRONLY | O_CLOEXEC | O_LARGEFILE)
-        if fd < 0:
-            return -errno
-    if kill:
-        unprivileged_take(r)
-    res = -errno if ftruncate(fd, arg.size) < 0 else 0
-    if kill:
-        unprivileged_restore(r)
-    if own >= 0:
-        close(own)
-    return res
+        return -errno if ftruncate(h.fd, arg.size) < 0 else 0
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+    return -errno if truncate(path, arg.size) < 0 else 0
 
 
-cdef int set_mode(int fd, uint32_t mode) noexcept nogil:
-    cdef char path[32]
-    cdef int res = sys_fchmodat2(fd, "", mode, AT_EMPTY_PATH)
-    if res == -ENOSYS:  # before 6.6
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
-        res = -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
-    return res
-
-
-cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+cdef int apply(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
     cdef timespec ts[2]
     cdef uint32_t valid = arg.valid
     cdef int res
     if valid & FATTR_MODE:
-        res = set_mode(fd, arg.mode & 0o7777)
+        res = chmod_fd(fd, arg.mode & 0o7777)
         if res < 0:
             return res
     if valid & (FATTR_UID | FATTR_GID):
@@ -138,7 +117,7 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
                     arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
             return -errno
     if valid & FATTR_SIZE:
-        res = set_size(r, h, fd, arg)
+        res = set_size(h, fd, arg)
         if res < 0:
             return res
     if valid & (FATTR_ATIME | FATTR_MTIME):
@@ -174,7 +153,7 @@ cdef int op_setattr(Request *r) noexcept nogil:
         if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
             inode_unpin(i)
             return later(r, op_setattr)
-    res = apply(r, h, fd, arg)
+    res = apply(h, fd, arg)
     if res == 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
     inode_unpin(i)

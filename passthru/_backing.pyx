@@ -21,17 +21,12 @@ cdef void backing_close(Server *s, int32_t backing) noexcept nogil:
 
 
 cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept nogil:
-    """The backing id for an open of a pinned inode, 0: the files of this inode go by requests.
-
-    What is decided for the first of an inode's open files holds for the others beside it.
-    """
+    """The backing id of a pinned inode, of whom `fd` is one; 0: the kernel will not have it."""
     cdef fuse_backing_map m
     cdef int failed
     cdef int32_t id = atomic_geti(&i.backing)
-    if id:
-        return id if id > 0 else 0
-    if i.handles or not s.config.passthrough or s.inodes.fs[i.fs].flags & FS_NO_BACKING:
-        return 0
+    if id or s.inodes.fs[i.fs].flags & FS_NO_BACKING:
+        return id
     memset(&m, 0, sizeof(m))
     m.fd = fd
     # The kernel writes with the rights of this moment, whoever writes: so that suid and sgid go,
@@ -45,12 +40,24 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
     if id <= 0:
         if failed in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
             s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
-        return 0
+        return atomic_geti(&i.backing)
     if not atomic_casi(&i.backing, 0, id):
         backing_close(s, id)
-        id = atomic_geti(&i.backing)
-        return id if id > 0 else 0
+        return atomic_geti(&i.backing)
     remember(s, i, node)
+    return id
+
+
+cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, bint wanted) noexcept nogil:
+    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests."""
+    cdef int32_t id
+    if not s.config.passthrough:
+        wanted = False
+    if not inode_reserve(&s.inodes, i, wanted):
+        return 0
+    id = backing_take(s, i, node, fd)
+    if not id:
+        i.passthrough = 0  # no open has got an id, as then there would be one
     return id
 
 

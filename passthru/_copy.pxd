@@ -15,6 +15,8 @@ cdef void payloads_unmap(Payloads *p) noexcept nogil
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
 cdef int bounced(Request *r) noexcept nogil
 cdef bint has_suid(int fd) noexcept nogil
+cdef void kill_suidgid(int fd) noexcept nogil
+cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil
 cdef int later(Request *r, Handler blocking) noexcept nogil
 
 cdef int op_read(Request *r) noexcept nogil

@@ -9,13 +9,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport handle_fd
-from passthru._identity cimport unprivileged_restore, unprivileged_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
-from passthru._uring cimport uring_buffer_set, uring_enter, uring_sqe
+from passthru._uring cimport uring_buffer_set, uring_sqe
 
 cdef enum:
     SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
@@ -187,15 +186,6 @@ cdef int blocking_write(Request *r) noexcept nogil:
     return write_reply(r, res)
 
 
-cdef int blocking_write_unprivileged(Request *r) noexcept nogil:
-    """A write that clears suid, sgid and capabilities by the source's own rules."""
-    cdef int res
-    unprivileged_take(r)
-    res = blocking_write(r)
-    unprivileged_restore(r)
-    return res
-
-
 # ------------------------------------ zero-copied requests without file data
 
 cdef int bounced(Request *r) noexcept nogil:
@@ -316,6 +306,33 @@ cdef bint has_suid(int fd) noexcept nogil:
     return c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & (S_ISUID | S_ISGID)
 
 
+cdef void kill_suidgid(int fd) noexcept nogil:
+    """What FUSE_HANDLE_KILLPRIV_V2 asks for before a change by somebody without CAP_FSETID.
+
+    suid goes, sgid if the group may execute. The source would not do it for us, who have that
+    right; security.capability it drops by itself.
+    """
+    cdef statx stx
+    cdef uint32_t mode
+    if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
+        return
+    mode = stx.stx_mode & ~<uint32_t> S_ISUID
+    if mode & S_IXGRP:
+        mode &= ~<uint32_t> S_ISGID
+    if mode != stx.stx_mode:
+        chmod_fd(fd, mode & 0o7777)
+
+
+cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil:
+    """fchmod(2), also of an O_PATH fd. 0 or -errno."""
+    cdef char path[32]
+    cdef int res = sys_fchmodat2(fd, "", mode, AT_EMPTY_PATH)
+    if res == -ENOSYS:  # before 6.6
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        res = -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
+    return res
+
+
 cdef int op_write(Request *r) noexcept nogil:
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef Handle *h
@@ -330,15 +347,8 @@ cdef int op_write(Request *r) noexcept nogil:
         return res
     h = r.handle
     # The kernel says so at each write of who may not keep the bits, whether there are any or not.
-    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity and has_suid(r.fd):
-        if not r.zero_copy:
-            return later(r, blocking_write_unprivileged)
-        # The ring does I/O with the rights of its submission.
-        unprivileged_take(r)
-        res = ring_rw(r, True)
-        uring_enter(r.ctx.ring, 0)
-        unprivileged_restore(r)
-        return res
+    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
+        kill_suidgid(r.fd)
     if arg.write_flags & FUSE_WRITE_CACHE and (
             h.open_flags & O_APPEND or (h.flags & H_DIRECT and (arg.offset | arg.size) & 4095)):
         # Pages of an mmap, written back by whatever handle is at hand, to where they belong; and

@@ -9,7 +9,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from passthru._abi cimport *
-from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply, parent_of
+from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply, parent_of, stx_mask
+from passthru._file cimport version_of
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -23,6 +24,8 @@ cdef int op_opendir(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef fuse_open_out *out = <fuse_open_out *> r.out
     cdef Inode *i
+    cdef statx stx
+    cdef uint64_t version
     cdef uint32_t index
     cdef int fd, flags
     cdef int opath = parent_of(r, &i)
@@ -36,14 +39,22 @@ cdef int op_opendir(Request *r) noexcept nogil:
         fd = -errno
         inode_unpin(i)
         return fd
+    inode_reserve(&s.inodes, i, False)
     index = handle_open(&s.inodes, r.ctx.id, <uint32_t> r.h.nodeid, fd, H_DIR)
-    inode_unpin(i)
     if not index:
+        inode_unpin(i)
         return -ENOMEM
     r.ctx.stats.opens += 1
     out.fh = index
-    out.open_flags = 0
+    # The kernel keeps listings, and drops one when the directory's mtime shows a change; or now.
+    out.open_flags = FOPEN_CACHE_DIR
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
+        version = version_of(&stx)
+        if version and version == i.cached:
+            out.open_flags |= FOPEN_KEEP_CACHE
+        i.cached = version
     out.backing_id = 0
+    inode_unpin(i)
     return sizeof(fuse_open_out)
 
 

@@ -1,5 +1,10 @@
 # Open files: OPEN, CREATE, TMPFILE, FLUSH, RELEASE.
+from libc.stdint cimport uint64_t
+
+from passthru._libc cimport statx
 from passthru._request cimport Request
+
+cdef uint64_t version_of(statx *stx) noexcept nogil
 
 cdef int op_open(Request *r) noexcept nogil
 cdef int op_create(Request *r) noexcept nogil

@@ -3,15 +3,14 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._backing cimport backing_take
-from passthru._copy cimport handle_io_flags, has_suid, later
+from passthru._backing cimport backing_reserve
+from passthru._copy cimport handle_io_flags, has_suid, kill_suidgid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
-from passthru._identity cimport (
-    identity_restore, identity_take, umask_take, unprivileged_restore, unprivileged_take,
-)
+from passthru._identity cimport identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport locks_drop_handle, locks_drop_owner
+from passthru._notify cimport notify_attributes
 from passthru._request cimport *
 
 
@@ -74,6 +73,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     out.backing_id = backing
     if backing:
         out.open_flags |= FOPEN_PASSTHROUGH
+        h.passthrough = 1
     else:
         # Pages cached at an earlier open are good if the file is still what it was then. An open
         # for writing may change it before the next one.
@@ -90,22 +90,6 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     return 0
 
 
-cdef int cut(Request *r, int fd, const char *path, uint32_t flags) noexcept nogil:
-    """The O_TRUNC of an open by somebody who may not keep suid and sgid. 0 or -errno."""
-    cdef int own = -1
-    cdef int res
-    if flags & O_ACCMODE == O_RDONLY:
-        own = open(path, O_WRONLY | O_CLOEXEC)
-        if own < 0:
-            return -errno
-    unprivileged_take(r)
-    res = -errno if ftruncate(fd if own < 0 else own, 0) < 0 else 0
-    unprivileged_restore(r)
-    if own >= 0:
-        close(own)
-    return res
-
-
 cdef int op_open(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
@@ -120,10 +104,9 @@ cdef int op_open(Request *r) noexcept nogil:
     opath = parent_of(r, &i)
     if opath < 0:
         return opath
-    if s.config.passthrough:
-        # Only by requests does the kernel say which writers may keep suid and sgid.
-        if i.backing > 0 or flags & O_ACCMODE == O_RDONLY or not has_suid(opath):
-            backing = backing_take(s, i, <uint32_t> r.h.nodeid, opath)
+    # Only by requests does the kernel say which writers may keep suid and sgid.
+    backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath,
+                              flags & O_ACCMODE == O_RDONLY or not s.config.passthrough or not has_suid(opath))
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
         # the errors of that for ours, so what may fail (ETXTBSY, EROFS) is opened here first.
@@ -135,24 +118,19 @@ cdef int op_open(Request *r) noexcept nogil:
         return sizeof(fuse_open_out)
     snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
     if kill:
-        flags &= ~<uint32_t> O_TRUNC
+        kill_suidgid(opath)
     fd = open(path, flags)
     if fd < 0 and fds_short(&s.inodes, errno):
         fd = open(path, flags)
     if fd < 0:
         fd = -errno
-    elif kill:
-        # The kernel has checked the open; suid and sgid go by the rules for who truncates.
-        res = cut(r, fd, path, flags)
-        if res < 0:
-            close(fd)
-            fd = res
     if fd >= 0 and not backing and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)
         fd = res
     if fd < 0:
         inode_unpin(i)
+        inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
         return fd
     res = open_reply(r, out, <uint32_t> r.h.nodeid, i, fd, flags & ~<uint32_t> O_TRUNC, &stx, backing)
     inode_unpin(i)
@@ -190,14 +168,12 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         node = <uint32_t> found
     entry_reply(r, r.out, node, &stx)
     i = inode_at(&s.inodes, node)
-    if s.config.passthrough and not stx.stx_mode & (S_ISUID | S_ISGID):
-        atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
-        while atomic_get32(&i.pins) & EVICTING:
-            sched_yield()
-        backing = backing_take(s, i, node, fd)
+    atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
+    while atomic_get32(&i.pins) & EVICTING:
+        sched_yield()
+    backing = backing_reserve(s, i, node, fd, not stx.stx_mode & (S_ISUID | S_ISGID))
     res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
-    if s.config.passthrough and not stx.stx_mode & (S_ISUID | S_ISGID):
-        inode_unpin(i)
+    inode_unpin(i)
     if res < 0:
         inode_forget(&s.inodes, node, 1)
         r.ctx.stats.forgets += 1
@@ -286,7 +262,17 @@ cdef int op_flush(Request *r) noexcept nogil:
     if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
         return later(r, blocking_flush)
     locks_drop_owner(s, h.node, arg.lock_owner)
+    attributes_changed(s, h)
     return 0
+
+
+cdef void attributes_changed(Server *s, Handle *h) noexcept nogil:
+    """Have the kernel ask for the attributes of a passthrough file that was open for writing.
+
+    Of writes through an mmap of the backing file it knows nothing.
+    """
+    if h.passthrough and h.open_flags & O_ACCMODE != O_RDONLY:
+        notify_attributes(s, h.node)
 
 
 cdef int blocking_flush(Request *r) noexcept nogil:
@@ -316,6 +302,8 @@ cdef int blocking_release(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef uint32_t fh = <uint32_t> (<fuse_release_in *> r.op_in).fh
     locks_drop_handle(s, (<Handle *> slab_at(&s.handles, fh)).node, fh)
+    if not s.config.locks:
+        attributes_changed(s, <Handle *> slab_at(&s.handles, fh))  # there was no FLUSH
     handle_close(&s.inodes, fh)
     r.ctx.stats.releases += 1
     return 0

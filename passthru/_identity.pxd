@@ -11,8 +11,7 @@ from passthru._libc cimport EINVAL, EOVERFLOW, umask
 from passthru._request cimport Context, Request
 
 cdef enum:
-    INVALID_ID = 0xffffffff  # FUSE_INVALID_UIDGID
-    NOBODY = 65534
+    INVALID_ID = 0xffffffff  # FUSE_INVALID_UIDGID: no creating request, and FUSE_ALLOW_IDMAP
 
 
 cdef inline int supplementary_group(Request *r, gid_t *gid) noexcept nogil:
@@ -74,29 +73,6 @@ cdef inline void identity_restore(Request *r) noexcept nogil:
         sys_setfsgid(0)
         if sys_setfsgid(0) != 0:
             abort()
-
-
-cdef inline void unprivileged_take(Request *r) noexcept nogil:
-    """Lose the right to keep suid, sgid and capabilities of a file that is written to.
-
-    By FUSE_ALLOW_IDMAP the kernel names its caller in creating requests only; any user does then.
-    """
-    if not r.ctx.server.config.identity:
-        return
-    if r.h.gid != INVALID_ID and r.h.gid:
-        sys_setfsgid(r.h.gid)
-    sys_setfsuid(r.h.uid if r.h.uid != INVALID_ID and r.h.uid else NOBODY)
-
-
-cdef inline void unprivileged_restore(Request *r) noexcept nogil:
-    if not r.ctx.server.config.identity:
-        return
-    sys_setfsuid(0)
-    if sys_setfsuid(0) != 0:
-        abort()
-    sys_setfsgid(0)
-    if sys_setfsgid(0) != 0:
-        abort()
 
 
 cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:

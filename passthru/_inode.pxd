@@ -63,6 +63,7 @@ cdef struct Inode:
     int32_t handle_type
     int32_t backing        # kernel passthrough: its id, 0: none yet
     uint32_t backing_slot  # in the list of kept backing ids + 1
+    uint8_t passthrough    # its open files are passed through; under the hash shard's lock
     HandleBytes handle
 
 cdef struct HashShard:
@@ -97,6 +98,7 @@ cdef struct Handle:
     uint32_t kind
     uint32_t node
     int32_t fd             # -1: not opened, the kernel reads and writes the backing file
+    uint32_t passthrough   # the kernel reads and writes the backing file
     uint32_t pinned        # holds a pin of its inode
     int32_t cache_fd       # for what the page cache writes, see cache_fd(); -1: not open
     uint32_t flags
@@ -117,6 +119,8 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil
+cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough) noexcept nogil
+cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t handles) noexcept nogil
 cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil
 cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil
 

@@ -517,25 +517,38 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
 
 # ---------------------------------------------------------------- handles
 
+cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough) noexcept nogil:
+    """Count a handle to come, before its file is opened. Is the file to be passed through?
+
+    The first of an inode's open files decides for those beside it: the kernel refuses to mix.
+    """
+    cdef HashShard *sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    spin_lock(&sh.lock)
+    if i.handles == 0:
+        i.passthrough = passthrough
+    passthrough = i.passthrough
+    i.handles += 1
+    spin_unlock(&sh.lock)
+    return passthrough
+
+
 cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil:
-    """A handle of a live inode for an open fd, which it takes over; 0: out of memory, fd is closed."""
+    """A handle of an inode that inode_reserve() has counted it for, with an open fd, which it takes over.
+
+    0: out of memory; fd is closed and the count given back.
+    """
     cdef uint32_t index = slab_alloc(t.handles, shard)
-    cdef Inode *i = inode_at(t, node)
     cdef Handle *h
-    cdef HashShard *sh
     if not index:
         if fd >= 0:
             close(fd)
+        inode_drop(t, node, 0, 1)
         return 0
     h = <Handle *> slab_at(t.handles, index)
     h.node = node
     h.fd = fd
     h.cache_fd = -1
     h.kind = kind
-    sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
-    spin_lock(&sh.lock)
-    i.handles += 1
-    spin_unlock(&sh.lock)
     return index
 
 

@@ -12,6 +12,7 @@ from passthru._abi cimport *
 from passthru._backing cimport handle_fd
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._notify cimport notify_attributes
 from passthru._request cimport *
 
 cdef enum:
@@ -46,6 +47,8 @@ cdef int op_ioctl(Request *r) noexcept nogil:
     memcpy(data, r.arg, arg.in_size)
     if ioctl(fd, arg.cmd, &data[0]) < 0:
         return -errno
+    if arg.cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+        notify_attributes(server_of(r), h.node)  # ctime
     memset(out, 0, sizeof(fuse_ioctl_out))
     memcpy(out + 1, data, size)
     return <int> (sizeof(fuse_ioctl_out) + size)

@@ -22,9 +22,12 @@ cdef int check(int r, what) except -1:
     return r
 
 
-def clone_mount(int fd):
-    """An O_PATH fd of the same directory in a private copy of its mount, without submounts (open_tree(2))."""
-    return check(sys_clone_mount(fd), "open_tree")
+def clone_mount(int fd, int atime, bint recursive):
+    """An O_PATH fd of the same directory in a private copy of its mount (open_tree(2), mount_setattr(2)).
+
+    atime: a MOUNT_ATTR__ATIME mode for it, or -1; recursive: with the mounts below.
+    """
+    return check(sys_clone_mount(fd, atime, recursive), "open_tree")
 
 
 def fsopen(bytes fstype):

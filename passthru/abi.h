@@ -586,14 +586,23 @@ static inline int sys_open_by_handle_at(int mount_fd, struct file_handle_max *fh
 struct mount_setattr_args { uint64_t attr_set, attr_clr, propagation, userns_fd; };
 ABI_SIZE(struct mount_setattr_args, 32);
 
-/* A private copy of the mount that `fd` lies on, without what is mounted below: an O_PATH fd. */
-static inline int sys_clone_mount(int fd)
+/*
+ * A private copy of the mount that `fd` lies on, with the given MOUNT_ATTR__ATIME mode or -1;
+ * `recursive`: with what is mounted below. An O_PATH fd, which the copy lives as long as.
+ */
+static inline int sys_clone_mount(int fd, int atime, int recursive)
 {
-	struct mount_setattr_args private_mount = { .propagation = 1 << 18 /* MS_PRIVATE */ };
-	int r = (int)syscall(428, fd, "", 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_EMPTY_PATH);
-	if (r >= 0 && syscall(442, r, "", AT_EMPTY_PATH, &private_mount, sizeof(private_mount)) < 0) {
+	struct mount_setattr_args a = { .propagation = 1 << 18 /* MS_PRIVATE */ };
+	unsigned flags = AT_EMPTY_PATH | (recursive ? 0x8000 /* AT_RECURSIVE */ : 0);
+	int r = (int)syscall(428, fd, "", flags | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
+	if (atime >= 0) {
+		a.attr_clr = 0x70; /* MOUNT_ATTR__ATIME */
+		a.attr_set = (unsigned)atime;
+	}
+	if (r >= 0 && syscall(442, r, "", flags, &a, sizeof(a)) < 0) {
+		int e = errno;
 		close(r);
-		r = -1;
+		return -e;
 	}
 	return r < 0 ? -errno : r;
 }

@@ -15,7 +15,7 @@ from .errors import MountError, MountpointError, reason
 from .options import Options
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
-MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 0x20, 0x80, 0x200000
 LONGEST_STRING = 255  # of fsconfig(2)
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
@@ -106,6 +106,7 @@ class KernelMount:
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
             | MOUNT_ATTR_NOEXEC * o.noexec | MOUNT_ATTR_NOATIME * o.noatime
+            | MOUNT_ATTR_STRICTATIME * (o.strictatime and not o.noatime) | MOUNT_ATTR_NODIRATIME * o.nodiratime
             | MOUNT_ATTR_NOSYMFOLLOW * o.nosymfollow)
         fd = _sys.fsmount(self.sb, attributes)
         try:

@@ -114,7 +114,9 @@ class Options:
     nosuid: bool = option(False, "ignore set-user-ID and set-group-ID bits", o="nosuid", no="suid")
     nodev: bool = option(False, "ignore device special files", o="nodev", no="dev")
     noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
-    noatime: bool = option(False, "update no access times on the mount itself", o="noatime", no="atime")
+    noatime: bool = option(False, "update no access times (root only)", o="noatime", no="atime")
+    strictatime: bool = option(False, "update access times at each access (root only)", o="strictatime", no="nostrictatime")
+    nodiratime: bool = option(False, "update no access times of directories", o="nodiratime", no="diratime")
 
     nosymfollow: bool = option(False, "follow no symbolic links below the mount", o="nosymfollow")
 
@@ -194,7 +196,7 @@ class Options:
 # mount(8) options that mean something to mount(8), fstab or systemd only.
 IGNORED = frozenset(
     "defaults auto noauto user nouser users owner group nofail _netdev async relatime norelatime"
-    " diratime nonempty symfollow".split())
+    " nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion".split())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -230,13 +230,15 @@ class Session:
             self.source_fd = os.open(o.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise SourceError(f"source {o.source}: {reason(e)}") from None
-        if o.one_file_system:
+        # Access times are kept by the source, so their mode is that of a mount of it.
+        atime = 0x10 if o.noatime else 0x20 if o.strictatime else -1
+        if o.one_file_system or (atime >= 0 and capable(21)):
             try:
-                self.clone_fd = _sys.clone_mount(self.source_fd)  # lives as long as its fd
+                self.clone_fd = _sys.clone_mount(self.source_fd, atime, not o.one_file_system)
                 os.close(self.source_fd)
                 self.source_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.clone_fd)
             except OSError as e:
-                raise SourceError(f"--one-file-system: {o.source}: {reason(e)}") from None
+                raise SourceError(f"source {o.source}: a mount of its own for it: {reason(e)}") from None
         self.target, self.target_fd = mount.open_mountpoint(o.mountpoint)
         self._check_max_write()
         raise_fd_limit()

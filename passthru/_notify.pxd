@@ -1,0 +1,27 @@
+# What the daemon tells the kernel by itself.
+from libc.stdint cimport int64_t, uint64_t
+
+from passthru._abi cimport fuse_out_header
+from passthru._libc cimport write
+from passthru._request cimport Server
+
+cdef enum:
+    FUSE_NOTIFY_INVAL_INODE = 2
+
+cdef struct InvalInode:        # fuse_notify_inval_inode_out behind its header
+    fuse_out_header out
+    uint64_t ino
+    int64_t off
+    int64_t len
+
+
+cdef inline void notify_attributes(Server *s, uint64_t nodeid) noexcept nogil:
+    """The attributes that the kernel keeps of an inode are not good any more; its pages are."""
+    cdef InvalInode n
+    n.out.len = sizeof(n)
+    n.out.error = FUSE_NOTIFY_INVAL_INODE
+    n.out.unique = 0
+    n.ino = nodeid
+    n.off = -1
+    n.len = 0
+    write(s.fuse_fd, &n, sizeof(n))
