@@ -14,12 +14,13 @@ from passthru._libc cimport *
 from passthru._pool cimport pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
-from passthru._uring cimport uring_buffer_set, uring_sqe
+from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
 
 cdef enum:
     SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
-    SLOW_NS = 2000000           # a buffered write that took this long was throttled:
-    PATIENCE_NS = 50000000      # for so long, writes go to the ring
+    SLOW_NS = 2000000           # a buffered write that took this long was throttled,
+    SLOW_DEVICE_NS = 500000     # a direct one met a slow or busy device:
+    PATIENCE_NS = 50000000      # for so long, such I/O goes to the ring
 
 
 # --------------------------------------------------------- payload memory
@@ -263,6 +264,23 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     return 0
 
 
+cdef inline bint alone(Request *r) noexcept nogil:
+    """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
+    return r.handle.flags & H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
+        and not uring_ahead(r.ctx.ring) and now_ns() >= r.ctx.patience
+
+
+cdef int timed(Request *r, Handler io, uint64_t slow) noexcept nogil:
+    """Do I/O inline; if it takes long, none is done inline for a while."""
+    cdef uint64_t start = now_ns()
+    cdef int res = io(r)
+    cdef uint64_t end = now_ns()
+    if end - start > slow:
+        r.ctx.patience = end + PATIENCE_NS
+    r.ctx.stats.io_inline += 1
+    return res
+
+
 cdef int op_read(Request *r) noexcept nogil:
     cdef fuse_read_in *arg = <fuse_read_in *> r.op_in
     cdef Handle *h
@@ -296,6 +314,8 @@ cdef int op_read(Request *r) noexcept nogil:
             r.ctx.stats.io_inline += 1
             r.ctx.stats.read_bytes += r.done
             return r.done
+    if alone(r):
+        return timed(r, blocking_read, SLOW_DEVICE_NS)
     if r.ctx.ring != NULL:
         return ring_rw(r, False)
     return later(r, blocking_read)
@@ -338,7 +358,6 @@ cdef int op_write(Request *r) noexcept nogil:
     cdef Handle *h
     cdef iovec iov
     cdef ssize_t n
-    cdef uint64_t start
     cdef int res
     if arg.size > r.arg_len and not r.zero_copy:
         return -EINVAL
@@ -373,15 +392,12 @@ cdef int op_write(Request *r) noexcept nogil:
         elif errno == EOPNOTSUPP:
             # No NOWAIT for buffered writes here (ext4): they go to the page cache at memory speed
             # until the source throttles them. Then the ring's workers take the wait.
-            start = now_ns()
-            if start >= r.ctx.patience:
-                res = blocking_write(r)
-                if now_ns() - start > SLOW_NS:
-                    r.ctx.patience = now_ns() + PATIENCE_NS
-                r.ctx.stats.io_inline += 1
-                return res
+            if now_ns() >= r.ctx.patience:
+                return timed(r, blocking_write, SLOW_NS)
         elif errno != EAGAIN and errno != EINTR:
             return -errno
+    if alone(r) and not h.open_flags & (O_SYNC | O_DSYNC):
+        return timed(r, blocking_write, SLOW_DEVICE_NS)
     if r.ctx.ring != NULL:
         return ring_rw(r, True)
     return later(r, blocking_write)

@@ -85,17 +85,18 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
                           statx *stx) noexcept nogil:
     """The nodeid of parent/name with its nlookup raised and its attributes in stx, or -errno.
 
-    fresh: the name was just made, so it is not worth asking whether it is known.
+    fresh: the name was just made, so it is not worth asking whether it is known. Nor is it in
+    a directory where the last name was not: walking a new tree, a name costs two calls, not three.
     """
     cdef Server *s = server_of(r)
     cdef file_handle_max fh
     cdef int fs, fd
-    cdef uint32_t node
+    cdef int64_t node
     if is_mountpoint(s, parent, name):
         # Walking the name would ask ourselves, and wait for the answer. "." stays below the mount.
         fd = openat(s.below_fd, ".", O_PATH | O_CLOEXEC)
     else:
-        if not fresh:
+        if not fresh and parent.familiar:
             if c_statx(parent_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, stx_mask(), stx) < 0:
                 return -errno
             fs = fs_find(&s.inodes, stx)
@@ -108,12 +109,16 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
                 if node:
                     r.ctx.stats.lookups += 1
                     return node
+            parent.familiar = 0
         fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         if fd < 0 and fds_short(&s.inodes, errno):
             fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
         return -errno
-    return opened_inode(r, fd, stx)
+    node = opened_inode(r, fd, stx)
+    if node > 0 and inode_at(&s.inodes, node).fd != fd:
+        parent.familiar = 1
+    return node
 
 
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:

@@ -50,6 +50,16 @@ cdef inline io_uring_cqe *uring_peek(Uring *u) noexcept nogil:
     return &u.cqes[u.head & u.cq_mask]
 
 
+cdef inline bint uring_taskrun(Uring *u) noexcept nogil:
+    """Completions wait in the kernel for this thread to come and fetch them."""
+    return (atomic_get32(u.sq_kflags) & IORING_SQ_TASKRUN) != 0
+
+
+cdef inline bint uring_ahead(Uring *u) noexcept nogil:
+    """While a completion is handled: is there another one behind it?"""
+    return u.head + 1 != atomic_get32(u.cq_ktail) or uring_taskrun(u)
+
+
 cdef inline void uring_seen(Uring *u) noexcept nogil:
     u.head += 1
     atomic_set32(u.cq_khead, u.head)
@@ -57,11 +67,6 @@ cdef inline void uring_seen(Uring *u) noexcept nogil:
 
 cdef inline bint uring_ready(Uring *u) noexcept nogil:
     return u.head != atomic_get32(u.cq_ktail)
-
-
-cdef inline bint uring_taskrun(Uring *u) noexcept nogil:
-    """Completions wait in the kernel for this thread to come and fetch them."""
-    return (atomic_get32(u.sq_kflags) & IORING_SQ_TASKRUN) != 0
 
 
 cdef inline int uring_enter(Uring *u, unsigned wait) noexcept nogil:

@@ -518,9 +518,11 @@ static inline int sys_setgroups(size_t n, const gid_t *list)
 static inline int sys_cap_fsetid(int raise)
 {
 	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
-	struct { uint32_t effective, permitted, inheritable; } data[2];
-	if (syscall(SYS_capget, &header, data) < 0)
+	static _Thread_local struct { uint32_t effective, permitted, inheritable; } data[2];
+	static _Thread_local int known;
+	if (!known && syscall(SYS_capget, &header, data) < 0)
 		return -errno;
+	known = 1;
 	if (raise)
 		data[0].effective |= data[0].permitted & (1u << 4);
 	else

@@ -296,7 +296,7 @@ class Session:
             raise PassthruError(f"status page in {stats.directory()}: {reason(e)}") from None
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.core = _server.ServerCore(
-            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 8)),
+            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 2)),
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
             fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
