@@ -125,6 +125,7 @@ cdef extern from "abi.h" nogil:
         IORING_OP_URING_CMD
     enum:
         IORING_FSYNC_DATASYNC
+        IOSQE_ASYNC
         IORING_URING_CMD_FIXED
         IORING_SETUP_CQSIZE
         IORING_SETUP_CLAMP
@@ -526,6 +527,7 @@ cdef extern from "abi.h" nogil:
     int sys_setfsgid(gid_t gid)
     int sys_setgroups(size_t n, const gid_t *list)
     int sys_cap_fsetid(int up)
+    int sys_cap_override()
     int sys_gettid()
     long sys_getdents64(int fd, void *buf, size_t len)
     int sys_fchmodat2(int fd, const char *path, mode_t mode, int flags)

@@ -96,6 +96,8 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     """What remains of r ([done, len) at off + done), on the queue's own ring."""
     cdef bint fixed = r.zero_copy or payload_fixed(r)
     cdef io_uring_sqe *sqe = ring_sqe(r, write_done if writing else read_done)
+    if r.handle.flags & H_REMOTE:
+        sqe.flags = IOSQE_ASYNC  # a submission asks the file whether it is ready, and that may wait
     if r.zero_copy:
         # The kernel's own pages, registered for this request: addresses start at 0.
         sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
@@ -246,7 +248,7 @@ cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept n
     if open_flags & (O_SYNC | O_DSYNC):
         f |= H_ASYNC_WRITE
     if fs_flags & FS_REMOTE:
-        f |= H_ASYNC_WRITE  # no NOWAIT there
+        f |= H_ASYNC_READ | H_ASYNC_WRITE | H_REMOTE
     return f
 
 

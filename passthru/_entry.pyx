@@ -8,10 +8,16 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *
-from passthru._identity cimport identity_restore, identity_take, umask_take
+from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
+
+
+cdef enum:  # S_IFMT >> 12
+    FORMAT_DIR = 4
+    FORMAT_FILE = 8
+    FORMAT_LINK = 10
 
 
 cdef unsigned stx_mask() noexcept nogil:
@@ -205,8 +211,12 @@ cdef int op_batch_forget(Request *r) noexcept nogil:
 
 # ------------------------------------------------------------ making names
 
-cdef int made(Request *r, Inode *parent, int fd, const char *name, int res) noexcept nogil:
-    """The entry reply for a name just made, or the error `res` of making it. Unpins the parent."""
+cdef int made(Request *r, Inode *parent, int fd, const char *name, int res, unsigned format) noexcept nogil:
+    """The entry reply for a name just made, or the error `res` of making it. Unpins the parent.
+
+    format: S_IFMT >> 12 of what was made. If somebody has put something else in its place the
+    kernel would answer EIO, and forget to forget it; ESTALE has it look again.
+    """
     cdef statx stx
     cdef int64_t node
     if res < 0:
@@ -216,6 +226,10 @@ cdef int made(Request *r, Inode *parent, int fd, const char *name, int res) noex
     inode_unpin(parent)
     if node < 0:
         return <int> node
+    if stx.stx_mode >> 12 != (format or FORMAT_FILE):
+        inode_forget(&server_of(r).inodes, node, 1)
+        r.ctx.stats.forgets += 1
+        return -ESTALE
     return entry_reply(r, r.out, <uint32_t> node, &stx)
 
 
@@ -224,7 +238,6 @@ cdef int make(Request *r, uint32_t mask) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef const char *target = NULL
-    cdef fuse_mknod_in *node = <fuse_mknod_in *> r.op_in
     cdef Inode *parent
     cdef int fd, res
     if r.h.opcode == FUSE_SYMLINK:
@@ -239,6 +252,17 @@ cdef int make(Request *r, uint32_t mask) noexcept nogil:
         inode_unpin(parent)
         return res
     umask_take(r.ctx, mask)
+    res = make_name(r, fd, name, target)
+    if res < 0 and identity_override(r, -res):
+        res = make_name(r, fd, name, target)
+    identity_restore(r)
+    return made(r, parent, fd, name, res, FORMAT_DIR if r.h.opcode == FUSE_MKDIR else
+                FORMAT_LINK if r.h.opcode == FUSE_SYMLINK else (<fuse_mknod_in *> r.op_in).mode >> 12)
+
+
+cdef int make_name(Request *r, int fd, const char *name, const char *target) noexcept nogil:
+    cdef fuse_mknod_in *node = <fuse_mknod_in *> r.op_in
+    cdef int res
     if r.h.opcode == FUSE_MKDIR:
         res = mkdirat(fd, name, (<fuse_mkdir_in *> r.op_in).mode)
     elif r.h.opcode == FUSE_SYMLINK:
@@ -246,10 +270,7 @@ cdef int make(Request *r, uint32_t mask) noexcept nogil:
     else:
         res = mknodat(fd, name, node.mode, makedev((node.rdev & 0xfff00) >> 8,
                                                    (node.rdev & 0xff) | ((node.rdev >> 12) & 0xfff00)))
-    if res < 0:
-        res = -errno
-    identity_restore(r)
-    return made(r, parent, fd, name, res)
+    return -errno if res < 0 else 0
 
 
 cdef int op_mknod(Request *r) noexcept nogil:
@@ -298,7 +319,7 @@ cdef int op_link(Request *r) noexcept nogil:
         node = inode_find(t, i.fs, &stx, NULL)
     inode_unpin(i)
     if res == 0 and (node == 0 or node == UNSURE):  # its fd is just being closed
-        return made(r, parent, fd, name, 0)
+        return made(r, parent, fd, name, 0, i.type)
     inode_unpin(parent)
     if res < 0:
         return res

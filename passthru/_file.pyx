@@ -6,7 +6,7 @@ from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
 from passthru._copy cimport handle_io_flags, has_suid, kill_suidgid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
-from passthru._identity cimport identity_restore, identity_take, umask_take
+from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport locks_drop_handle, locks_drop_owner
@@ -207,13 +207,21 @@ cdef int op_create(Request *r) noexcept nogil:
 cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags, fuse_create_in *arg) noexcept nogil:
     """The new file's fd, or if somebody else has just made it, that one's; -errno."""
     cdef statx stx
-    cdef int fd, attempt
-    for attempt in range(3):
+    cdef bint overridden = False
+    cdef int fd
+    cdef unsigned attempt = 0
+    while attempt < 4:
+        attempt += 1
         fd = openat(dir_fd, name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, arg.mode & 0o7777)
+        if fd < 0 and not overridden and identity_override(r, errno):
+            overridden = True
+            continue
         if fd < 0 and fds_short(&server_of(r).inodes, errno):
             continue
         if fd >= 0 or errno != EEXIST or arg.flags & O_EXCL:
             return fd if fd >= 0 else -errno
+        if overridden:
+            return -EACCES
         # What is there now may be a FIFO, whose open would wait. ESTALE has the kernel look again.
         fd = openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK)
         if fd < 0:
@@ -242,6 +250,8 @@ cdef int op_tmpfile(Request *r) noexcept nogil:
         return res
     umask_take(r.ctx, arg.umask & 0o777)
     fd = openat(dir_fd, ".", flags | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
+    if fd < 0 and identity_override(r, errno):
+        fd = openat(dir_fd, ".", flags | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
     if fd < 0:
         fd = -errno
     identity_restore(r)

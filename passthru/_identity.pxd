@@ -5,9 +5,9 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
 
 from passthru._abi cimport (
-    FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_setfsgid, sys_setfsuid, sys_setgroups,
+    FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups,
 )
-from passthru._libc cimport EINVAL, EOVERFLOW, umask
+from passthru._libc cimport EACCES, EINVAL, EOVERFLOW, umask
 from passthru._request cimport Context, Request
 
 cdef enum:
@@ -59,6 +59,16 @@ cdef inline int identity_take(Request *r) noexcept nogil:
     if r.h.uid:
         sys_setfsuid(r.h.uid)
     return 0
+
+
+cdef inline bint identity_override(Request *r, int error) noexcept nogil:
+    """After EACCES for the caller's identity: is it worth another try, past the source's permission bits?
+
+    The kernel has checked the caller with all its groups, of which it names but one: one that
+    an ACL lets into a directory may be another. Not for opening what is there already: that
+    the kernel takes for created, and checks nothing. Ends with identity_restore().
+    """
+    return error == EACCES and r.ctx.server.config.identity and r.h.uid != 0 and sys_cap_override() == 0
 
 
 cdef inline void identity_restore(Request *r) noexcept nogil:

@@ -27,6 +27,7 @@ cdef enum:
     H_ASYNC_READ = 4       # do not try NOWAIT first
     H_ASYNC_WRITE = 8
     H_DIRECT = 16          # the source fd is O_DIRECT
+    H_REMOTE = 32          # even submitting may wait
 
 cdef struct Filesystem:
     uint64_t mnt_id

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import options as opts
-from .errors import PassthruError
+from .errors import MountpointError, PassthruError, SourceError
 from .session import log, run
 
 
@@ -23,7 +23,7 @@ def background(options: opts.Options) -> int:
         if said == b"ready":
             return 0
         os.waitpid(child, 0)
-        code, _, text = said.decode(errors="replace").partition(" ")
+        code, _, text = os.fsdecode(said).partition(" ")
         log(text or "the daemon ended before the mount was usable")
         return int(code) if code.isdigit() else 1
     os.close(read_end)
@@ -49,10 +49,10 @@ def background(options: opts.Options) -> int:
         run(options, ready)
     except PassthruError as e:
         code = e.exit_code
-        tell(f"{code} {e}".encode())
+        tell(os.fsencode(f"{code} {e}"))
     except Exception as e:  # the parent waits for a word
         code = 1
-        tell(f"1 {type(e).__name__}: {e}".encode())
+        tell(os.fsencode(f"1 {type(e).__name__}: {e}"))
     os._exit(code)
 
 
@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; the exit code (see errors.EXIT_CODES)."""
     try:
         options = opts.parse(sys.argv[1:] if argv is None else argv)
+        if not options.source:
+            raise SourceError("source '': No such file or directory")
+        if not options.mountpoint:
+            raise MountpointError("mountpoint '': No such file or directory")
         options = replace(
             options, source=os.path.abspath(options.source), mountpoint=os.path.abspath(options.mountpoint))
         if not options.foreground:

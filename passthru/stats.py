@@ -60,6 +60,9 @@ class Page:
         st = where.lstat()  # in /tmp it may be anybody's, or a link
         if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
             raise PermissionError(errno.EPERM, f"{where} can be written by others")
+        for left in where.iterdir():  # by daemons that were killed
+            if left.name.isdigit() and not Path(f"/proc/{left.name}").exists():
+                left.unlink(missing_ok=True)
         self.path = where / str(os.getpid())
         self.path.unlink(missing_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,105 @@
+"""Mounting as an ordinary user, by fusermount3."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from _daemon import START, environment, mounted, until
+from _users import NOBODY
+
+USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+
+
+def python_for_all() -> tuple[str, dict[str, str]] | None:
+    """An interpreter of this version, and its environment, that any user can run the package with."""
+    env = environment() | {"HOME": "/"}
+    env.pop("XDG_RUNTIME_DIR", None)
+    packages = Path(numpy.__file__).parent.parent
+    env["PYTHONPATH"] += f"{os.pathsep}{packages}"
+    for program in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        try:
+            subprocess.run(
+                [program, "-c", "import passthru.session"], env=env, check=True, capture_output=True, **USER)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return program, env
+    return None
+
+
+@pytest.fixture
+def users_mount(mount, place):
+    """The fixture's mount, run by a user of no privileges in a place of that user's."""
+    helper = shutil.which("fusermount3")
+    if helper is None or not os.stat(helper).st_mode & 0o4000:
+        pytest.skip("no setuid fusermount3 (fuse3)")
+    python = python_for_all()
+    if python is None:
+        pytest.skip("an ordinary user can run no Python with the package here")
+    for name in ("src", "mnt"):
+        (place / name).mkdir()
+        os.chown(place / name, NOBODY, NOBODY)
+    log = place / "log"
+    log.touch()
+    process = None
+    mode = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)  # as udev has it; fusermount3 opens it as the user
+
+    def start(transport: str) -> subprocess.Popen[bytes]:
+        nonlocal process
+        with open(log, "wb") as f:
+            process = subprocess.Popen(
+                [python[0], "-m", "passthru", "-f", "--transport", transport, place / "src", place / "mnt"],
+                env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **USER)
+        until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted")
+        assert process.poll() is None, log.read_text()
+        return process
+
+    yield start
+    os.chmod("/dev/fuse", mode & 0o7777)
+    if process is not None:
+        if mounted(place / "mnt"):
+            subprocess.run(["umount", "-l", place / "mnt"], check=False)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            pytest.fail("the daemon did not end")
+
+
+def as_nobody(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", **USER).stdout
+
+
+def test_mount_use_unmount(users_mount, place, transport):
+    process = users_mount(transport)
+    as_nobody("sh", "-c", f"echo hello >{place}/mnt/f && mkdir {place}/mnt/d && ls -l {place}/mnt")
+    assert (place / "src" / "f").read_text() == "hello\n"
+    assert os.stat(place / "src" / "f").st_uid == NOBODY
+    with pytest.raises(PermissionError):  # not even root, without allow_other
+        os.listdir(place / "mnt")
+    as_nobody("fusermount3", "-u", place / "mnt")
+    assert process.wait(10) == 0
+    assert not mounted(place / "mnt")
+    assert len((place / "log").read_text().splitlines()) == 1
+
+
+def test_signal(users_mount, place, transport):
+    process = users_mount(transport)
+    as_nobody("touch", place / "mnt" / "f")
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not mounted(place / "mnt")
+
+
+def test_mountpoint_of_somebody_else(users_mount, place, transport):
+    """fusermount3's refusal is the command's."""
+    os.chown(place / "mnt", 0, 0)
+    with pytest.raises(AssertionError):
+        users_mount(transport)
+    lines = (place / "log").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("passthru: ")
+    assert not mounted(place / "mnt")

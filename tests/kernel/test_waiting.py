@@ -1,0 +1,146 @@
+"""What waits for a slow source does not hold up what need not wait."""
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from _daemon import Daemon, until
+
+WAITERS = 6
+
+
+def copy(fd: int) -> None:
+    os.copy_file_range(fd, fd, 10, 0, 100)
+
+
+ACTS = {
+    "read": lambda fd: os.pread(fd, 4096, 8192),
+    "write": lambda fd: os.pwrite(fd, b"x" * 100, 0),
+    "fsync": os.fsync,
+    "setattr": lambda fd: os.fchmod(fd, 0o640),
+    "getxattr": lambda fd: os.getxattr(fd, "user.a"),
+    "copy": copy,
+}
+
+
+@pytest.fixture
+def slow(mount, place, transport):
+    """(mount, stop, go): of the mount, what is below `slow` is served by a daemon that can be stopped."""
+    (place / "src" / "slow").mkdir(parents=True)
+    (place / "src" / "fast").write_bytes(b"f" * 100_000)
+    (place / "far").mkdir()
+    for n in range(WAITERS):
+        (place / "far" / f"{n}").write_bytes(b"s" * 100_000)
+        os.setxattr(place / "far" / f"{n}", "user.a", b"1")
+    far: Daemon = mount(source=place / "far", mountpoint=place / "src" / "slow")
+    near: Daemon = mount("--attr-timeout", "1000", "--entry-timeout", "1000")
+
+    def stopped() -> None:
+        os.kill(far.pid, signal.SIGSTOP)
+
+    try:
+        yield near, stopped, lambda: os.kill(far.pid, signal.SIGCONT)
+    finally:
+        os.kill(far.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_others_go_on(slow, act):
+    fs, stop, go = slow
+    with contextlib.ExitStack() as stack:
+        def opened(path) -> int:
+            return stack.enter_context(open(path, "r+b", buffering=0)).fileno()
+
+        fds = [opened(fs.mnt / "slow" / f"{n}") for n in range(WAITERS)]
+        fast = opened(fs.mnt / "fast")
+        copy(fast)  # there is an idle pool thread now, one
+        pool = stack.enter_context(ThreadPoolExecutor(WAITERS + 1))
+        stop()
+        try:
+            start = threading.Barrier(WAITERS)
+            waiting = [pool.submit(lambda fd=fd: (start.wait(), ACTS[act](fd))) for fd in fds]
+            time.sleep(0.2)  # nothing tells that a request waits, but for its not being done
+
+            doing = ""
+
+            def quick() -> None:
+                nonlocal doing
+                for cpu in sorted(os.sched_getaffinity(0)):  # each has its queue
+                    os.sched_setaffinity(0, {cpu})  # this thread only, which ends soon
+                    doing = "read"
+                    os.posix_fadvise(fast, 0, 0, os.POSIX_FADV_DONTNEED)
+                    assert os.pread(fast, 10, 5000) == b"f" * 10
+                    doing = "write"
+                    os.pwrite(fast, b"g", 0)
+                    doing = "fsync"
+                    os.fsync(fast)
+                    doing = "copy_file_range"
+                    copy(fast)
+                    doing = "create"
+                    (fs.mnt / f"by {cpu}").touch()
+
+            try:
+                pool.submit(quick).result(timeout=5)
+            except TimeoutError:
+                raise AssertionError(f"{doing} of another file held up by {act}") from None
+        finally:
+            go()
+        for w in waiting:
+            w.result(timeout=20)
+
+
+def test_parallel_fsync_and_reads(fs):
+    (fs.src / "data").write_bytes(os.urandom(4 << 20))
+    done = threading.Event()
+    reads = 0
+
+    def sync(n: int) -> None:
+        with open(fs.mnt / f"f{n}", "wb", buffering=0) as f:
+            for _ in range(8):
+                f.write(b"x" * 200_000)
+                os.fsync(f.fileno())
+
+    def read() -> None:
+        nonlocal reads
+        with open(fs.mnt / "data", "rb", buffering=0) as f:
+            while not done.is_set():
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert len(os.pread(f.fileno(), 1 << 20, reads % 4 << 20)) == 1 << 20
+                reads += 1
+
+    with ThreadPoolExecutor(9) as pool:
+        reader = pool.submit(read)
+        list(pool.map(sync, range(8)))
+        done.set()
+        reader.result()
+    assert reads > 5
+
+
+def mounted_files_open(fs) -> bool:
+    """Has anybody files open there?"""
+    s = fs.stats()
+    return s.total("opens") > s.total("releases")
+
+
+def test_stopped_caller(fs):
+    """A caller that is stopped or killed in the middle keeps nothing from the others."""
+    script = "while :; do dd if=/dev/zero of=$0/$$ bs=64k count=20 2>/dev/null; cat $0/$$ >/dev/null; done"
+    callers = [subprocess.Popen(["sh", "-c", script, fs.mnt], start_new_session=True) for _ in range(4)]
+    try:
+        for _ in range(20):
+            time.sleep(0.02)
+            for c in callers[:2]:
+                os.killpg(c.pid, signal.SIGSTOP)
+            (fs.mnt / "mine").write_bytes(b"x" * 100_000)
+            assert (fs.mnt / "mine").read_bytes() == b"x" * 100_000
+            for c in callers[:2]:
+                os.killpg(c.pid, signal.SIGCONT)
+    finally:
+        for c in callers:
+            os.killpg(c.pid, signal.SIGKILL)
+            c.wait()
+        until(lambda: not mounted_files_open(fs), "the last of them gone")

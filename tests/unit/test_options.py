@@ -1,0 +1,146 @@
+"""The command line and -o."""
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import passthru
+from passthru.errors import UsageError
+from passthru.options import IGNORED, Options, parse, parser, split_mount_options
+
+ENDS = ["/src", "/mnt"]
+DECLARED = [f for f in fields(Options) if f.metadata]
+GOOD = {"--transport": "dev", "-o": "ro", "--attr-timeout": "2.5", "--entry-timeout": "0"}
+
+
+def test_defaults():
+    o = parse(ENDS)
+    assert (o.source, o.mountpoint) == ("/src", "/mnt")
+    assert o.transport == "auto" and not o.foreground and o.allow_other is None
+    assert o == Options(source="/src", mountpoint="/mnt")
+
+
+def test_frozen():
+    with pytest.raises(AttributeError):
+        parse(ENDS).transport = "dev"
+
+
+def test_help_has_every_option():
+    text = parser().format_help()
+    for f in DECLARED:
+        assert f.metadata["help"]
+        for flag in f.metadata["flags"]:
+            assert flag in text
+        for name in (f.metadata["o"], f.metadata["no"]):
+            assert name is None or name in text
+
+
+def test_command_shows_help():
+    root = Path(passthru.__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "passthru", "--help"], cwd=root, capture_output=True, text=True, check=True)
+    assert "usage: passthru [options] SOURCE MOUNTPOINT" in done.stdout
+
+
+@pytest.mark.parametrize("f", [f for f in DECLARED if not f.metadata["parse"]], ids=lambda f: f.name)
+def test_switches(f):
+    for flag in f.metadata["flags"]:
+        assert getattr(parse([flag, *ENDS]), f.name) is True
+    if f.metadata["o"]:
+        assert getattr(parse(["-o", f.metadata["o"], *ENDS]), f.name) is True
+        with pytest.raises(UsageError, match="takes no value"):
+            parse(["-o", f.metadata["o"] + "=1", *ENDS])
+    if f.metadata["no"]:
+        # Some opposites are refused for all users at once.
+        words = f"noallow_other,{f.metadata['o']},{f.metadata['no']}"
+        assert getattr(parse(["-o", words, *ENDS]), f.name) is False
+
+
+@pytest.mark.parametrize("f", [f for f in DECLARED if f.metadata["parse"]], ids=lambda f: f.name)
+def test_values(f):
+    text = "" if f.default is None else str(f.default)
+    if text:
+        for flag in f.metadata["flags"]:
+            assert getattr(parse([flag, text, *ENDS]), f.name) == f.default
+            assert getattr(parse([f"{flag}={text}", *ENDS]), f.name) == f.default
+        if f.metadata["o"]:
+            assert getattr(parse(["-o", f"{f.metadata['o']}={text}", *ENDS]), f.name) == f.default
+    if f.metadata["o"]:
+        with pytest.raises(UsageError, match="takes a value"):
+            parse(["-o", f.metadata["o"], *ENDS])
+        if f.name != "subtype":  # may be empty
+            with pytest.raises(UsageError, match=f.metadata["o"]):
+                parse(["-o", f"{f.metadata['o']}=", *ENDS])
+
+
+@pytest.mark.parametrize("words", [
+    ["--queue-depth", "0"], ["--queue-depth", "1025"], ["--queue-depth", "0x"], ["--queue-depth=-1"],
+    ["--max-write", "0"], ["--max-write", "4097"], ["--max-write", "4095"], ["--max-write", "257m"],
+    ["--max-write", "1x"], ["--max-write", ""], ["--max-write", "-4096"],
+    ["--attr-timeout=-1"], ["--attr-timeout", "nan"], ["--entry-timeout", "inf"], ["--entry-timeout", "1e10"],
+    ["--transport", "Ring"], ["--threads", "257"], ["--max-background", "65536"], ["--spin-us", "x"],
+    ["--unknown"], ["--queue"], ["-o", "unknown"], ["-o", "ro,,x"], ["-o", "fsname=a\nb"],
+], ids=" ".join)
+def test_refused(words):
+    with pytest.raises(UsageError) as e:
+        parse([*words, *ENDS])
+    assert "\n" not in str(e.value) or "a\nb" in words[-1]
+
+
+@pytest.mark.parametrize("words", [[], ["/src"], ["/src", "/mnt", "/third"], ["-o"], ["--queue-depth"]])
+def test_wrong_number_of_arguments(words):
+    with pytest.raises(UsageError):
+        parse(words)
+
+
+@pytest.mark.parametrize("text, value", [
+    ("4096", 4096), ("0x2000", 8192), ("8k", 8192), ("1M", 1 << 20), ("64K", 65536)])
+def test_sizes(text, value):
+    o = parse(["--max-write", text, *ENDS])
+    assert o.max_write == value == parse(["-o", f"max_write={text}", *ENDS]).max_write
+    assert o.max_pages * 4096 >= value
+    assert o.payload_size >= max(8192, value, o.max_pages * 4096)
+
+
+def test_command_line_beats_mount_options():
+    assert parse(["-o", "queue_depth=3", "--queue-depth", "5", *ENDS]).queue_depth == 5
+    assert parse(["--queue-depth", "5", "-o", "queue_depth=3", *ENDS]).queue_depth == 5
+
+
+def test_permissions_are_checked_by_somebody():
+    """A root daemon open to all has the kernel check them."""
+    if os.geteuid() == 0:
+        with pytest.raises(UsageError):
+            parse(["-o", "nodefault_permissions", *ENDS])
+    assert not parse(["-o", "nodefault_permissions,noallow_other", *ENDS]).default_permissions
+
+
+def test_debug_stays_in_the_foreground():
+    assert parse(["-d", *ENDS]).foreground
+    assert parse(["-o", "debug", *ENDS]).foreground
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", []), ("a", ["a"]), ("a,b=c,d", ["a", "b=c", "d"]), (",a,,b,", ["a", "b"]),
+    (r"fsname=a\,b,ro", ["fsname=a,b", "ro"]), (r"a\\,b", ["a\\", "b"]), ("a\\", ["a\\"]), (r"a\bc", ["abc"]),
+])
+def test_split(text, words):
+    assert split_mount_options(text) == words
+
+
+def test_ignored_words():
+    text = ",".join(sorted(IGNORED)) + ",x-systemd.automount,x-gvfs-hide,comment=words"
+    assert parse(["-o", text, *ENDS]) == parse(ENDS)
+
+
+def test_several_mount_options():
+    o = parse(["-o", "ro,nosuid", "-o", r"fsname=x\,y,rw", *ENDS])
+    assert (o.read_only, o.nosuid, o.fsname) == (False, True, "x,y")
+
+
+def test_names_like_options():
+    o = parse(["-f", "--", "-src", "--mnt"])
+    assert (o.source, o.mountpoint, o.foreground) == ("-src", "--mnt", True)
