@@ -1,7 +1,7 @@
 """GETATTR, SETATTR, STATX, STATFS, ACCESS, READLINK."""
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._copy cimport chmod_fd, kill_suidgid, later

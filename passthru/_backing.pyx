@@ -65,7 +65,7 @@ cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
     """Keep the id for later opens; let go of one whose inode has no open file, if there are too many."""
     cdef FdCache *c = &s.inodes.backings
     cdef Inode *victim = NULL
-    cdef uint32_t steps, n
+    cdef uint32_t steps = 0, n
     cdef int32_t old = 0
     spin_lock(&c.lock)
     if c.used < c.size:
@@ -74,7 +74,8 @@ cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
         c.nodes[n] = node
         i.backing_slot = n + 1
     else:
-        for steps in range(c.size):
+        while steps < c.size:
+            steps += 1
             n = c.hand
             c.hand = n + 1 if n + 1 < c.size else 0
             if c.nodes[n]:

@@ -4,7 +4,7 @@ It serves everything where there is no ring, and beside one FORGET, INTERRUPT an
 comes before the ring is ready. Handlers get the same Request as from the ring.
 """
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 

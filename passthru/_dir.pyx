@@ -4,7 +4,7 @@ Offsets are the source's own cookies (d_off), so seekdir(3) works as there. Entr
 getdents64(2) gave beyond what a reply holds stay in the handle for the next request.
 """
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 

@@ -4,7 +4,7 @@ A name is one path component, never "." or "..", walked from its parent's fd and
 followed if it is a symlink: nothing leads out of the source.
 """
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *

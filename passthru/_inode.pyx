@@ -9,7 +9,7 @@ open; both change under the lock of its hash shard. `pins` keeps its fd open. Th
 thread that swaps pins from 0 to EVICTING owns fd and handle until it swaps back.
 """
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 

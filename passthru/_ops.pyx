@@ -17,7 +17,6 @@ from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
 from passthru._xattr cimport *
 
 cdef struct Operation:
@@ -112,7 +111,6 @@ cdef int dispatch(Request *r) noexcept nogil:
     cdef uint32_t opcode = r.h.opcode
     cdef Operation *o
     cdef Inode *i
-    cdef int res
     if opcode >= FUSE_OPCODES:
         return -ENOSYS
     o = &OPS[opcode]

@@ -3,9 +3,8 @@
 Threads are started when work comes and none is idle, up to a limit; then work queues.
 A pooled request is completed through Request.complete, on the pool's thread.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport abort, calloc, free
-from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._libc cimport *

@@ -6,9 +6,9 @@ brings them up and down (session.py), and no Python object is touched while they
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strncpy
+from libc.string cimport memset, strncpy
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_forget

@@ -1,5 +1,5 @@
 """Slot allocator: O(1), sharded by serving thread, giving empty chunks' memory back."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 

@@ -74,12 +74,12 @@ def umount(bytes target, int flags):
 
 def sync_mount(bytes target):
     """Write back what a mount's page cache holds (syncfs(2)), as far as it can be."""
-    cdef int fd, r
+    cdef int fd
     cdef const char *path = target
     with nogil:
         fd = open_fd(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
         if fd >= 0:
-            r = syncfs(fd)
+            syncfs(fd)
             close(fd)
 
 

@@ -1,5 +1,4 @@
 """io_uring set-up and tear-down (io_uring_setup(2), io_uring_register(2))."""
-from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 

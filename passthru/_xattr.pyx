@@ -5,7 +5,7 @@ nor getxattrat(2) takes an O_PATH fd. Results go through the thread's scratch
 memory: in a ring's payload the reply's place is that of the name.
 """
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, strcmp, strncmp
 
 from passthru._abi cimport *

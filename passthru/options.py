@@ -115,7 +115,8 @@ class Options:
     nodev: bool = option(False, "ignore device special files", o="nodev", no="dev")
     noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
     noatime: bool = option(False, "update no access times (root only)", o="noatime", no="atime")
-    strictatime: bool = option(False, "update access times at each access (root only)", o="strictatime", no="nostrictatime")
+    strictatime: bool = option(
+        False, "update access times at each access (root only)", o="strictatime", no="nostrictatime")
     nodiratime: bool = option(False, "update no access times of directories", o="nodiratime", no="diratime")
 
     nosymfollow: bool = option(False, "follow no symbolic links below the mount", o="nosymfollow")
@@ -227,7 +228,8 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=m["help"])
         if m["no_flags"]:
             p.add_argument(
-                *m["no_flags"], dest=f.name, action="store_const", const=False, help=f"the opposite of {m['flags'][-1]}")
+                *m["no_flags"], dest=f.name, action="store_const", const=False,
+                help=f"the opposite of {m['flags'][-1]}")
     words = []
     for f in _declared():
         m = f.metadata

@@ -417,10 +417,8 @@ class Session:
         o = self.options
         if self.transport != "ring":
             return
-        if request.offers("HAS_IO_URING_BUFPOOL"):
-            best = BUFPOOL
-        else:
-            best = BUFRING if request.minor >= 46 else PER_ENTRY
+        newest = BUFRING if request.minor >= 46 else PER_ENTRY
+        best = BUFPOOL if request.offers("HAS_IO_URING_BUFPOOL") else newest
         wanted = next((n for n, name in stats.DIALECTS.items() if name == o.dialect), best)
         self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and capable(21)
         if o.zero_copy == "on" and not self.zero_copy:
