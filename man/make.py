@@ -68,9 +68,10 @@ The mount ends with
 or with a SIGINT, SIGTERM or SIGHUP to the daemon.
 If files are still open in it when such a signal comes, the mount is detached.
 .PP
-Run by root, the daemon carries out each operation with the user id, group id
-and supplementary groups of the process that asks for it.
-Run by another user, it carries out all of them as that user.
+Run by root, the daemon makes files with the user id, group id and umask of
+the process that asks for them; the kernel checks that process's right to
+everything else, by the mode bits and POSIX ACLs of the source.
+Run by another user, it carries out all operations as that user.
 """
 
 TRANSPORTS = r""".SH TRANSPORTS
@@ -98,6 +99,75 @@ The ring if it can be had, else
 With
 .B \-f
 a line on standard error says which one it is, and why.
+.SH DIALECTS
+The forms of the ring's protocol.
+Asking for one that the kernel does not have is an error.
+.TP
+.B per\-entry
+Each entry of a queue has a payload buffer of its own.
+Linux 6.14 and newer.
+.TP
+.B bufpool
+The entries of a queue share
+.B \-\-payload\-buffers
+buffers, which are pinned unless
+.B \-\-no\-pin\-buffers
+is given or the kernel refuses it.
+Linux 7.3.
+.TP
+.B bufring
+The same, set up in another way; header slots may be pinned too.
+Kernels with the "buffer rings" series.
+.TP
+.B auto
+The last two where they are offered, else
+.BR per\-entry .
+.PP
+With zero-copy, for which the last two dialects and CAP_SYS_ADMIN are needed,
+READ and WRITE are done with the kernel's own pages.
+With
+.BR "\-\-zero\-copy on" ,
+a mount that cannot have it on its ring fails.
+With dialect
+.B bufring
+the kernel does not ask by file, so
+.B auto
+is then for all files.
+.SH FILE DATA
+By default root's daemon has the kernel read and write the files of the source
+itself (kernel passthrough, Linux 6.9); READ and WRITE do not reach the daemon.
+This is not done with
+.BR \-\-writeback ,
+for sources that are stacked filesystems (overlayfs, another passthrough mount),
+for files that have their set-user-ID or set-group-ID bit when they are opened
+for writing, and for files that are open without it already.
+.PP
+If a file that is passed through is changed by
+.BR mmap (2),
+its size and times show in the mount when it is closed, or when the time of
+.B \-\-attr\-timeout
+is over.
+.PP
+Access times are kept by the source.
+.B \-o noatime
+and
+.B \-o strictatime
+make the daemon work on a private copy of the source's mount, of that mode.
+.SH LOCKS
+Locks of
+.BR flock (2)
+and record locks of
+.BR fcntl (2)
+are taken on the source, and hold against its other users, unless
+.B \-\-local\-locks
+is given.
+Deadlocks of record locks are not detected: both processes wait.
+.SH SUBMOUNTS
+What is mounted below the source is shown, unless
+.B \-x
+is given.
+All of it has the mount's device number; inode numbers are changed so that no
+two files have the same.
 """
 
 TAIL = r""".SH FILES
@@ -131,9 +201,38 @@ passthru \-o ro,fsname=data /srv/data /mnt
 umount /mnt
 .fi
 .RE
+.SH NOTES
+FUSE does not carry FIEMAP and FICLONE, and of other
+.BR ioctl (2)
+requests only those for inode flags, project ids
+.RB ( chattr "(1), " lsattr (1))
+and the inode's version are served.
+The mount cannot be exported by NFS.
+Setting attributes of
+.IR system.* ,
+other than POSIX ACLs, is refused.
+Changes made in the source show in the mount when the time of
+.B \-\-attr\-timeout
+or
+.B \-\-entry\-timeout
+is over, and cause no
+.BR inotify (7)
+events there.
+.PP
+The mount may be idmapped if it is root's.
+.PP
+For mounts that
+.B fusermount3
+makes,
+.BR nosuid " and " nodev
+are always set, and
+.BR nosymfollow ", " nodiratime " and " strictatime
+have no effect.
 .SH SEE ALSO
-.BR fuse (4),
+.BR chattr (1),
 .BR fusermount3 (1),
+.BR fuse (4),
+.BR io_uring (7),
 .BR mount (8),
 .BR umount (8)
 """
@@ -175,6 +274,8 @@ def switches() -> str:
         value = f" \\fI{roff(m['metavar'])}\\fR" if m["parse"] else ""
         out += [".TP", ", ".join(f"\\fB{roff(flag)}\\fR{value}" for flag in m["flags"])]
         out.append(prose(m["help"]) + (default(f.default) if m["parse"] else ""))
+        if m["no_flags"]:
+            out.append("The opposite: " + ", ".join(f"\\fB{roff(flag)}\\fR" for flag in m["no_flags"]) + ".")
     out += [
         ".TP", "\\fB\\-o\\fR \\fIOPTION\\fR[,\\fIOPTION\\fR...]",
         "Mount options, see below; may be given more than once."

@@ -104,6 +104,9 @@ cdef int op_open(Request *r) noexcept nogil:
     opath = parent_of(r, &i)
     if opath < 0:
         return opath
+    if i.type != S_IFREG >> 12:
+        inode_unpin(i)
+        return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
     # Only by requests does the kernel say which writers may keep suid and sgid.
     backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath,
                               flags & O_ACCMODE == O_RDONLY or not s.config.passthrough or not has_suid(opath))

@@ -278,6 +278,7 @@ cdef inline unsigned char *handle_bytes(Inode *i) noexcept nogil:
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     """inode_fd()'s slow path; the caller has pinned. The fd, or -errno and no longer pinned."""
     cdef file_handle_max fh
+    cdef unsigned attempts = 0
     cdef int fd = -ESTALE
     while atomic_get32(&i.pins) & EVICTING:
         sched_yield()
@@ -287,9 +288,14 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         fh.handle_bytes = i.handle_len
         fh.handle_type = i.handle_type
         memcpy(fh.f_handle, handle_bytes(i), i.handle_len)
-        fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0 and fds_short(t, -fd):
+        while True:
             fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            attempts += 1
+            # ENOMEM: the number is just being given to a new inode (ext4 over iget_locked()); that
+            # will be ESTALE in a moment.
+            if fd >= 0 or attempts > 20 or not (fd == -ENOMEM or fds_short(t, -fd)):
+                break
+            sched_yield()
     if fd == -ESTALE and i.handles:
         fd = reopen_unlinked(t, i, node)
     if fd < 0:

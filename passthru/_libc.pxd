@@ -120,6 +120,7 @@ cdef extern from "abi.h" nogil:
     unsigned major(uint64_t dev)
     unsigned minor(uint64_t dev)
     void *mmap(void *addr, size_t n, int prot, int flags, int fd, int64_t off)
+    int mprotect(void *addr, size_t n, int prot)
     int munmap(void *addr, size_t n)
     int madvise(void *addr, size_t n, int advice)
     enum:

@@ -110,6 +110,7 @@ cdef struct Request:
     uint16_t interrupted
     uint16_t interruptible     # a signal may end its wait (locks)
     int result
+    uint32_t done_flag         # for tests
     int tid                    # pool thread that runs it
     Request *next
     Request *prev

@@ -68,6 +68,7 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     bint disconnected      # the kernel has ended entries
     int error              # why the ring cannot be used, -errno
 
+cdef int entry_request(Entry *e) noexcept nogil
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
                      int cpu) noexcept nogil
 cdef void worker_serve(Worker *w) noexcept nogil

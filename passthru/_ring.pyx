@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._copy cimport bounced, payloads_map, payloads_unmap
 from passthru._libc cimport *
+from passthru._ops cimport undelivered
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_QUEUE
@@ -127,6 +128,9 @@ cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
     """Write the reply's header over the request's and stage the commit."""
     cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
     cdef uint32_t length = 0
+    if result > <int> e.req.out_cap and not e.req.zero_copy:
+        undelivered(&e.req, result)  # the kernel gave no room for what it asked for
+        result = -EIO
     if result >= 0:
         length = <uint32_t> result
         out.error = 0
@@ -141,7 +145,7 @@ cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
     entry_commit(e)
 
 
-cdef inline int entry_request(Entry *e) noexcept nogil:
+cdef int entry_request(Entry *e) noexcept nogil:
     """Make the Request of what the kernel has put into the entry. 0, or -errno if it makes no sense."""
     cdef Request *r = &e.req
     cdef fuse_uring_ent_in_out *io = &e.slot.ring_ent_in_out

@@ -41,6 +41,9 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
         r = sys_setgroups(0, NULL)
         if r < 0:
             return r
+        r = sys_cap_drop_resource()
+        if r < 0:
+            return r
     ctx.scratch = <char *> aligned_alloc(4096, SCRATCH_SIZE)
     if ctx.scratch == NULL:
         return -ENOMEM

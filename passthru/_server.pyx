@@ -46,10 +46,6 @@ cdef class ServerCore:
     buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
     Raises OSError with the failing call's errno.
     """
-    cdef Server s
-    cdef object stats_buffer
-    cdef char *stats_base
-
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,

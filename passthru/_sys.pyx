@@ -22,12 +22,12 @@ cdef int check(int r, what) except -1:
     return r
 
 
-def clone_mount(int fd, int atime, bint recursive):
+def clone_mount(int fd, unsigned clear, unsigned set, bint recursive):
     """An O_PATH fd of the same directory in a private copy of its mount (open_tree(2), mount_setattr(2)).
 
-    atime: a MOUNT_ATTR__ATIME mode for it, or -1; recursive: with the mounts below.
+    clear, set: MOUNT_ATTR_ bits; recursive: with the mounts below.
     """
-    return check(sys_clone_mount(fd, atime, recursive), "open_tree")
+    return check(sys_clone_mount(fd, clear, set, recursive), "open_tree")
 
 
 def fsopen(bytes fstype):

@@ -531,6 +531,20 @@ static inline int sys_cap_fsetid(int raise)
 	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
+/*
+ * Drop CAP_SYS_RESOURCE of the calling thread, with which writes for others would pass by their
+ * quotas. 0 or -errno.
+ */
+static inline int sys_cap_drop_resource(void)
+{
+	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
+	struct { uint32_t effective, permitted, inheritable; } data[2];
+	if (syscall(SYS_capget, &header, data) < 0)
+		return -errno;
+	data[0].effective &= ~(1u << 24);
+	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+}
+
 /* Give the calling thread CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which setfsuid(2) took. 0 or -errno. */
 static inline int sys_cap_override(void)
 {
@@ -601,18 +615,14 @@ struct mount_setattr_args { uint64_t attr_set, attr_clr, propagation, userns_fd;
 ABI_SIZE(struct mount_setattr_args, 32);
 
 /*
- * A private copy of the mount that `fd` lies on, with the given MOUNT_ATTR__ATIME mode or -1;
+ * A private copy of the mount that `fd` lies on, with these MOUNT_ATTR_ bits cleared and set;
  * `recursive`: with what is mounted below. An O_PATH fd, which the copy lives as long as.
  */
-static inline int sys_clone_mount(int fd, int atime, int recursive)
+static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive)
 {
-	struct mount_setattr_args a = { .propagation = 1 << 18 /* MS_PRIVATE */ };
+	struct mount_setattr_args a = { .attr_clr = clear, .attr_set = set, .propagation = 1 << 18 /* MS_PRIVATE */ };
 	unsigned flags = AT_EMPTY_PATH | (recursive ? 0x8000 /* AT_RECURSIVE */ : 0);
 	int r = (int)syscall(428, fd, "", flags | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
-	if (atime >= 0) {
-		a.attr_clr = 0x70; /* MOUNT_ATTR__ATIME */
-		a.attr_set = (unsigned)atime;
-	}
 	if (r >= 0 && syscall(442, r, "", flags, &a, sizeof(a)) < 0) {
 		int e = errno;
 		close(r);

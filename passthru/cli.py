@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PassthruError as e:
         log(str(e))
         return e.exit_code
+    except Exception as e:  # a fault of ours: the same form as in the background
+        if "-d" in sys.argv or "--debug" in sys.argv:
+            raise
+        log(f"{type(e).__name__}: {e}")
+        return 1
     return 0
 
 

@@ -15,6 +15,7 @@ from .errors import MountError, MountpointError, reason
 from .options import Options
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
+MOUNT_ATTR_ATIME_MODE = 0x70
 MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 0x20, 0x80, 0x200000
 LONGEST_STRING = 255  # of fsconfig(2)
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -127,6 +128,9 @@ def fusermount(options: Options, source: str, target: str) -> int:
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
+    for name in ("nosymfollow", "strictatime", "nodiratime"):
+        if getattr(options, name):
+            raise MountError(f"-o {name}: only root can have that")
     words = [f"subtype={options.subtype}"] if options.subtype else []
     words += ["fsname=" + (options.fsname or source).replace("\\", "\\\\").replace(",", "\\,")]
     words += ["ro"] if options.read_only else []
@@ -180,6 +184,9 @@ def unmount(target: str, mount_id: int, root: bool) -> str:
     program = shutil.which("fusermount3") or "fusermount3"
     if subprocess.run([program, "-u", "-q", "--", target], check=False).returncode == 0:
         return UNMOUNTED
+    here = mounted_at(target)
+    if here is None or here.mount_id != mount_id:
+        return NOT_THERE
     _sys.sync_mount(os.fsencode(target))
     subprocess.run([program, "-u", "-z", "-q", "--", target], check=False)
     return DETACHED

@@ -221,6 +221,8 @@ class Session:
             how = f"/dev/fuse transport, {len(self.readers)} threads"
         if self.passthrough:
             how += ", kernel passthrough"
+        if not self.identity:
+            how += f", as uid {os.geteuid()}: what is made belongs to it, and it is checked as it"
         why = f" ({self.why})" if self.why else ""
         return f"{o.source} on {self.target}: {how}{why}"
 
@@ -231,10 +233,13 @@ class Session:
         except OSError as e:
             raise SourceError(f"source {o.source}: {reason(e)}") from None
         # Access times are kept by the source, so their mode is that of a mount of it.
-        atime = 0x10 if o.noatime else 0x20 if o.strictatime else -1
-        if o.one_file_system or (atime >= 0 and capable(21)):
+        mode = mount.MOUNT_ATTR_NOATIME * o.noatime or mount.MOUNT_ATTR_STRICTATIME * o.strictatime
+        directories = mount.MOUNT_ATTR_NODIRATIME * o.nodiratime
+        if o.one_file_system or ((mode or directories) and capable(21)):
             try:
-                self.clone_fd = _sys.clone_mount(self.source_fd, atime, not o.one_file_system)
+                self.clone_fd = _sys.clone_mount(
+                    self.source_fd, mount.MOUNT_ATTR_ATIME_MODE if mode else 0, mode | directories,
+                    not o.one_file_system)
                 os.close(self.source_fd)
                 self.source_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.clone_fd)
             except OSError as e:
@@ -262,6 +267,8 @@ class Session:
         """Is the ring to be tried? Sets self.transport to 'ring' or 'dev'."""
         o = self.options
         self.transport = "ring" if o.transport != "dev" else "dev"
+        if self.transport == "dev" and (o.dialect != "auto" or o.zero_copy == "on"):
+            raise UsageError("--dialect and --zero-copy are of the ring, which --transport dev refuses")
         if o.enable_uring and o.transport != "dev" and ring_parameter() == "N":
             try:
                 with open(PARAMETER, "w", encoding="ascii") as f:
@@ -275,7 +282,8 @@ class Session:
                 self._no_ring("this kernel has no FUSE over io_uring (Linux 6.14)")
 
     def _no_ring(self, why: str) -> None:
-        if self.options.transport == "ring":
+        o = self.options
+        if o.transport == "ring" or o.dialect != "auto" or o.zero_copy == "on":
             raise TransportError(f"no ring transport: {why}")
         self.transport, self.why = "dev", why
 

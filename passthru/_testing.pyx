@@ -1,0 +1,101 @@
+"""For tests only: requests without a kernel, through the ring's parser and to the handlers."""
+import os
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from passthru._abi cimport *
+from passthru._libc cimport *
+from passthru._ops cimport undelivered
+from passthru._request cimport *
+from passthru._ring cimport Entry, Queue, Worker, entry_request
+from passthru._serve cimport context_close, context_open
+from passthru._server cimport ServerCore
+from passthru._stats cimport T_QUEUE
+
+cdef enum:
+    PAGE = 4096
+
+
+cdef void completed(Request *r, int result) noexcept nogil:
+    r.result = result
+    atomic_set32(<uint32_t *> &r.done_flag, 1)
+
+
+cdef class Requests:
+    """A queue of one entry on a calling thread, which becomes a serving thread: use a process of its own.
+
+    size, buffers: the payload pool's, which lies between pages that cannot be touched; mask, scale:
+    how a request's location leads into it. Raises OSError.
+    """
+    cdef ServerCore core
+    cdef Worker w
+    cdef Queue q
+    cdef Entry e
+    cdef fuse_uring_req_header slot
+    cdef char *region
+    cdef size_t region_len
+
+    def __cinit__(self, ServerCore core, size_t size, unsigned buffers=1, uint32_t mask=0, uint32_t scale=0,
+                  bint zero_copy=False):
+        cdef int r
+        cdef void *m
+        self.core = core
+        memset(&self.w, 0, sizeof(Worker))
+        memset(&self.q, 0, sizeof(Queue))
+        memset(&self.e, 0, sizeof(Entry))
+        r = context_open(&self.w.ctx, &core.s, T_QUEUE, -1)
+        if r < 0:
+            raise OSError(-r, os.strerror(-r))
+        self.region_len = size * buffers + 2 * PAGE
+        m = mmap(NULL, self.region_len, 0, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if m == MAP_FAILED or mprotect(<char *> m + PAGE, size * buffers, PROT_READ | PROT_WRITE) < 0:
+            raise MemoryError()
+        self.region = <char *> m
+        self.q.worker = &self.w
+        self.q.payloads.base = self.region + PAGE
+        self.q.payloads.size = size
+        self.q.location_mask = mask
+        self.q.location_scale = scale
+        self.q.location_limit = 1 if mask == 0 else (buffers - 1) * size + 1 if scale == 1 else buffers * size
+        self.q.zero_copy = zero_copy
+        self.e.queue = &self.q
+        self.e.slot = &self.slot
+        self.e.payload = self.q.payloads.base
+        self.e.req.ctx = &self.w.ctx
+        self.e.req.complete = completed
+
+    def parse(self, bytes slot, bytes payload=b"", size_t at=0):
+        """Give the parser a header slot of 288 bytes. (result, payload offset, length, reply room, zero-copy)."""
+        if len(slot) != sizeof(fuse_uring_req_header) or at + len(payload) > self.region_len - 2 * PAGE:
+            raise ValueError("wrong size")
+        memcpy(&self.slot, <char *> slot, sizeof(fuse_uring_req_header))
+        memcpy(self.q.payloads.base + at, <char *> payload, len(payload))
+        self.e.req.ctx = &self.w.ctx
+        r = entry_request(&self.e)
+        inside = self.q.payloads.base <= self.e.req.arg < self.region + self.region_len - PAGE
+        return (r, self.e.req.arg - self.q.payloads.base if inside else None, self.e.req.arg_len,
+                self.e.req.out_cap, bool(self.e.req.zero_copy))
+
+    def serve(self):
+        """Have the handlers serve what parse() took. (result, the first 160 bytes of the reply)."""
+        cdef Request *r = &self.e.req
+        cdef int result
+        r.done_flag = 0
+        with nogil:
+            result = self.core.s.dispatch(r)
+            if result == PENDING:
+                while not atomic_get32(<uint32_t *> &r.done_flag):
+                    sched_yield()
+                result = r.result
+        if result > 0 and r.out_cap == 0:
+            undelivered(r, result)
+            return -EIO, b""
+        if result > <int> r.out_cap:
+            raise AssertionError(f"a reply of {result} bytes for {r.out_cap}")
+        return result, (<char *> r.out)[:160 if r.out_cap > 160 else r.out_cap]
+
+    def close(self):
+        context_close(&self.w.ctx)
+        munmap(self.region, self.region_len)

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Random and half-valid requests through the ring's parser and the handlers, without a kernel.
+
+    python tests/fuzz.py [--seconds N] [--seed N] [DIR]
+
+A crash or a sanitizer's report is a fault; each error reply is right. The source is a new directory below
+DIR, at best on a small tmpfs: the requests really make, fill and remove files there.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import struct
+import tempfile
+import time
+
+from passthru import _server, _testing
+
+SETLKW, INIT = 33, 26
+SIZE, BUFFERS = 1 << 17, 4
+# The sizes of first arguments, so that requests get beyond the length check.
+OP_IN = {2: 8, 3: 16, 4: 88, 8: 16, 9: 8, 12: 8, 13: 8, 14: 8, 15: 40, 16: 40, 18: 24, 20: 16, 21: 16, 22: 8,
+         23: 8, 25: 24, 27: 8, 28: 40, 29: 24, 30: 16, 31: 48, 32: 48, 34: 8, 35: 16, 39: 32, 42: 8, 43: 32,
+         44: 40, 45: 16, 46: 24, 47: 56, 50: 8, 51: 16, 52: 24, 53: 56}
+NAMES = [b"a\0", b"b\0", b"c\0", b"d\0", b"..\0", b".\0", b"\0", b"a/b\0", b"x" * 255 + b"\0", b"y" * 300 + b"\0",
+         b"no end", b"\xff\xfe\0", b"user.x\0", b"system.posix_acl_access\0", b"system.nfs4_acl\0"]
+WORDS = [0, 1, 2, 3, 4, 5, 7, 8, 100, 4095, 4096, 65536, SIZE - 1, SIZE, SIZE + 1, 0x7FFFFFFF, 0x80000000,
+         0xFFFFFFFF]
+MODES = [0o100644, 0o40755, 0o10644, 0o120777, 0o104755, 0o102644]
+
+
+class Maker:
+    """Requests that are right in most parts, for inodes and handles that are there in most cases."""
+
+    def __init__(self, seed: int):
+        self.r = random.Random(seed)
+        self.nodes, self.handles = [1], [1]
+
+    def number(self, bits: int) -> int:
+        r = self.r
+        return (r.choice(WORDS) if r.random() < 0.7 else r.getrandbits(bits)) & ((1 << bits) - 1)
+
+    def node(self) -> int:
+        return self.r.choice(self.nodes[-40:]) if self.r.random() < 0.95 else self.number(64)
+
+    def handle(self) -> int:
+        return self.r.choice(self.handles[-40:]) if self.r.random() < 0.95 else self.number(64)
+
+    def argument(self, opcode: int) -> bytes:
+        """op_in: 128 bytes, fields of 4 and 8 bytes at random, a handle or nodeid first where one belongs."""
+        r = self.r
+        words = b"".join(struct.pack("=I", self.number(32)) for _ in range(32))
+        if opcode in (15, 16, 18, 20, 25, 28, 29, 30, 31, 32, 39, 43, 44, 46, 47, 53) and r.random() < 0.95:
+            words = struct.pack("=Q", self.handle()) + words[8:]
+        if opcode in (15, 16, 28, 44) and r.random() < 0.9:
+            words = words[:8] + struct.pack("=QI", r.choice([0, 1, 4096, 100000]), r.choice([0, 1, 100, 4096, SIZE])) \
+                + words[20:]
+        if opcode in (12, 13, 45) and r.random() < 0.95:
+            words = struct.pack("=Q", self.node()) + words[8:]
+        if opcode in (8, 9, 35, 51) and r.random() < 0.9:
+            mode = r.choice(MODES)
+            flags = r.choice([0, 1, 2, 0o100, 0o300, 0o2000, 0o40000 | 2])
+            words = (struct.pack("=II", flags, mode) if opcode in (35, 51) else
+                     struct.pack("=I", mode) + words[4:8]) + words[8:]
+        if opcode == 14 and r.random() < 0.9:
+            words = struct.pack("=II", r.choice([0, 1, 2, 0o1000, 0o2001, 0o40002]), r.choice([0, 1])) + words[8:]
+        if opcode == 4 and r.random() < 0.9:
+            size = r.choice([0, 1, 5000, 1 << 20])
+            words = struct.pack("=IIQQ", r.getrandbits(12), 0, self.handle(), size) + words[24:]
+        if opcode in (43, 47, 53):  # not to fill the disk
+            places = [r.choice([0, 1, 4096, 1 << 18]) for _ in range(6)]
+            words = words[:8] + struct.pack("=6Q", *places) + words[56:]
+            if opcode in (47, 53):
+                words = words[:24] + struct.pack("=Q", self.handle()) + words[32:]
+        return words[:128]
+
+    def request(self) -> tuple[bytes, bytes, int, int]:
+        """(header slot, payload, its place, opcode)"""
+        r = self.r
+        opcode = r.choice([*OP_IN, 1, 5, 6, 10, 11, 17, 24]) if r.random() < 0.98 else self.number(32)
+        if opcode == SETLKW:
+            opcode = 32  # nobody would end the wait
+        payload = b"".join(r.choice(NAMES) for _ in range(r.choice([0, 1, 1, 2, 3])))
+        if opcode in (16, 21, 39, 42) or r.random() < 0.1:
+            payload += r.randbytes(r.choice([0, 8, 100, 5000]))
+        size = len(payload) if r.random() < 0.97 else self.number(32)
+        length = 40 + OP_IN.get(opcode, 0) + len(payload)
+        if r.random() > 0.97:
+            length = self.number(32)
+        extensions = 0 if r.random() < 0.95 else self.number(16)
+        uid, gid = (0, 0) if r.random() < 0.7 else (r.choice([1000, 65534, 0xFFFFFFFF]), r.choice([1000, 0xFFFFFFFF]))
+        header = struct.pack(
+            "=IIQQIIIHH", length, opcode, r.getrandbits(63), self.node(), uid, gid, 1, extensions, 0)
+        flags = 0 if r.random() < 0.99 else r.choice([1, 2, self.number(32)])
+        place = r.randrange(BUFFERS)
+        location = place if r.random() < 0.97 else self.number(32)
+        ring = struct.pack("=QQIIQ", flags, 0 if r.random() < 0.01 else 7, size, location, 0)
+        return header.ljust(128, b"\0") + self.argument(opcode) + ring, payload, place * SIZE, opcode
+
+    def learn(self, opcode: int, result: int, reply: bytes) -> None:
+        """Take up what a reply gives out."""
+        if result <= 0:
+            return
+        if opcode in (1, 6, 8, 9, 13, 35, 51):
+            self.nodes.append(struct.unpack_from("=Q", reply)[0])
+        if opcode in (14, 27):
+            self.handles.append(struct.unpack_from("=Q", reply)[0])
+        if opcode in (35, 51):
+            self.handles.append(struct.unpack_from("=Q", reply, 128)[0])
+
+
+def run(base: str, seconds: float, seed: int) -> dict[str, int]:
+    """Fuzz for a time. {what: how often}. This process becomes a serving thread."""
+    source = tempfile.mkdtemp(prefix="passthru-fuzz-", dir=base)
+    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+    core = _server.ServerCore(
+        fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE, attr_timeout=1.0,
+        entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=os.geteuid() == 0, locks=True, xattr=True,
+        writeback=False)
+    requests = _testing.Requests(core, SIZE, BUFFERS, 0xFFFF, SIZE, False)
+    maker = Maker(seed)
+    counts = {"requests": 0, "refused": 0, "replies": 0, "errors": 0}
+    end = time.monotonic() + seconds
+    os.chdir("/")
+    try:
+        while time.monotonic() < end:
+            slot, payload, at, opcode = maker.request()
+            counts["requests"] += 1
+            if requests.parse(slot, payload, at)[0] < 0:
+                counts["refused"] += 1
+                continue
+            result, reply = requests.serve()
+            counts["replies" if result >= 0 else "errors"] += 1
+            maker.learn(opcode, result, reply)
+    finally:
+        core.stop()
+        requests.close()
+        core.close()
+        os.close(fd)
+        shutil.rmtree(source, ignore_errors=True)
+    return counts
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--seconds", type=float, default=60)
+    p.add_argument("--seed", type=int, default=int(time.time()))
+    p.add_argument("directory", nargs="?", default="/dev/shm")
+    a = p.parse_args()
+    print(f"seed {a.seed}", flush=True)
+    print(run(a.directory, a.seconds, a.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the ring's parser refuses, and that no request reaches beyond its buffers. In a process of their own:
+the one who serves requests gives up its signals, groups and umask."""
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import passthru
+
+TESTS = Path(__file__).parent.parent
+ENV = {**os.environ, "PYTHONPATH": str(Path(passthru.__file__).parent.parent)}
+PARSE = """
+import os, tempfile
+from passthru import _server, _testing
+with tempfile.TemporaryDirectory() as source:
+    fd = os.open(source, os.O_RDONLY)
+    core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
+        attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
+        writeback=False)
+    q = _testing.Requests(core, 8192, {buffers}, {mask}, {scale}, {zero_copy})
+    print(q.parse(bytes.fromhex({slot!r})))
+    q.close()
+    core.close()
+"""
+EIO = -5
+PER_ENTRY = {"buffers": 1, "mask": 0, "scale": 0}
+BUFRING = {"buffers": 4, "mask": 0xFFFF, "scale": 8192}
+BUFPOOL = {"buffers": 4, "mask": 0xFFFFFFFF, "scale": 1}
+
+
+def slot(length=41, opcode=1, flags=0, commit_id=9, payload=1, location=0) -> str:
+    header = struct.pack("=IIQQIIIHH", length, opcode, 9, 1, 0, 0, 1, 0, 0).ljust(256, b"\0")
+    return (header + struct.pack("=QQIIQ", flags, commit_id, payload, location, 0)).hex()
+
+
+def parse(dialect: dict, text: str, zero_copy: bool = False):
+    code = PARSE.format(slot=text, zero_copy=zero_copy, **dialect)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV)
+    assert done.returncode == 0, done.stderr
+    return eval(done.stdout), done.stderr  # of our own making
+
+
+@pytest.mark.parametrize("dialect,text,at", [
+    (PER_ENTRY, slot(), 0),
+    (PER_ENTRY, slot(location=77), 0),  # means nothing there
+    (BUFRING, slot(location=3), 3 * 8192),
+    (BUFRING, slot(location=3 | 0x50000), 3 * 8192),  # buf_id is 16 bits
+    (BUFPOOL, slot(location=16384), 16384),
+])
+def test_taken(dialect, text, at):
+    (result, place, length, room, zero_copy), said = parse(dialect, text)
+    assert (result, place, length, room, zero_copy) == (0, at, 1, 8192, False)
+    assert not said
+
+
+@pytest.mark.parametrize("dialect,text", [
+    (PER_ENTRY, slot(flags=2)),
+    (PER_ENTRY, slot(flags=1)),  # zero-copy that was not set up
+    (PER_ENTRY, slot(payload=8193)),
+    (PER_ENTRY, slot(payload=0xFFFFFFFF)),
+    (PER_ENTRY, slot(length=39)),
+    (BUFRING, slot(location=4)),
+    (BUFRING, slot(location=0xFFFF)),
+    (BUFPOOL, slot(location=3 * 8192 + 1)),
+    (BUFPOOL, slot(location=0xFFFFFFFF)),
+])
+def test_refused(dialect, text):
+    (result, *_), said = parse(dialect, text)
+    assert result == EIO
+    assert said.count("malformed request refused") == 1
+
+
+def test_without_payload_the_location_means_nothing():
+    (result, place, length, room, _), said = parse(BUFPOOL, slot(payload=0, location=0xFFFFFFFF))
+    assert (result, place, length, room) == (0, None, 0, 0)
+    assert not said
+
+
+def test_zero_copied():
+    assert parse(BUFPOOL, slot(flags=1, opcode=15, payload=4096, location=0xFFFFFFFF), True)[0][-1] is True
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fuzz(seed):
+    done = subprocess.run([sys.executable, TESTS / "fuzz.py", "--seconds", "3", "--seed", str(seed)],
+                          capture_output=True, text=True, timeout=100, env=ENV)
+    assert done.returncode == 0, done.stderr[-3000:]
