@@ -1,8 +1,7 @@
 """For tests only: requests without a kernel, through the ring's parser and to the handlers."""
 import os
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
