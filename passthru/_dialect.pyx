@@ -268,7 +268,7 @@ cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil:
             r = bufpool_register(q, w)
         elif w.want_dialect == D_BUFRING:
             r = bufring_register(q, w)
-        if r > 0 and w.forced:
+        if r > 0 and w.forced and w.want_dialect != D_PER_ENTRY:
             return -r
         if r > 0:
             r = register_all(q)

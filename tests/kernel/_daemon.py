@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import passthru
@@ -17,7 +17,10 @@ from passthru.mount import mounts
 
 ROOT = Path(passthru.__file__).resolve().parent.parent
 START = re.compile(r"^passthru: .* on .*: (ring|/dev/fuse) transport, .*$", re.MULTILINE)
-UNCOUNTED = ("FORGET", "BATCH_FORGET", "INTERRUPT")  # come by /dev/fuse, ring or not
+UNCOUNTED = ("FORGET", "BATCH_FORGET", "INTERRUPT")  # come by /dev/fuse, ring or not (but see forgets_by_ring)
+FORGET = next(n for n, name in stats.OPCODES.items() if name == "FORGET")
+QUEUE = next(n for n, name in stats.KINDS.items() if name == "queue")
+RING_OPTIONS = tuple(shlex.split(os.environ.get("PASSTHRU_TEST_RING", "")))  # for all daemons that serve by the ring
 
 
 def environment() -> dict[str, str]:
@@ -29,6 +32,23 @@ def environment() -> dict[str, str]:
 def command(*args: str | bytes | os.PathLike[str]) -> list[str]:
     """The daemon's command line."""
     return [sys.executable, "-m", "passthru", *map(os.fsdecode, args)]
+
+
+def forgets_by_ring(s: stats.Snapshot) -> int:
+    """FORGETs that queues have served: on kernels that send them so."""
+    queues = s.threads[s.threads["kind"] == QUEUE]
+    return int(queues["ops"][:, FORGET].sum())
+
+
+def asked(options: Sequence[str], name: str) -> str:
+    """The last value of `--name value` or `--name=value` among a command's options, or ''."""
+    value, words = "", iter(options)
+    for word in words:
+        if word == name:
+            value = next(words, "")
+        elif word.startswith(f"{name}="):
+            value = word.partition("=")[2]
+    return value
 
 
 def run(*args: str | bytes | os.PathLike[str], timeout: float = 30) -> subprocess.CompletedProcess[str]:
@@ -67,12 +87,14 @@ class Daemon:
         self, src: Path, mnt: Path, transport: str, options: tuple[str, ...], log: Path, patience: float
     ):
         self.src, self.mnt, self.transport = src, mnt, transport
-        self.command = command("-f", "--transport", transport, *options, src, mnt)
+        more = RING_OPTIONS if transport == "ring" else ()
+        self.command = command("-f", "--transport", transport, *more, *options, src, mnt)
         self.log = log
         self.patience = patience
         self.process: subprocess.Popen[bytes]
         self.watchdog: subprocess.Popen[bytes] | None = None
         self.served = False
+        self.limited = False  # may it come out as less than asked for?
         self.said = ""
         self.expected_code = 0
         self.expected_lines: list[str] = []  # patterns of stderr lines beside the start line
@@ -97,6 +119,7 @@ class Daemon:
         self.served = True
         os.statvfs(self.mnt)
         self.check_transport()
+        self.check_dialect()
         return self
 
     @property
@@ -122,7 +145,7 @@ class Daemon:
         def right() -> bool:
             nonlocal said
             s = self.stats()
-            counted = sum(n for name, n in s.ops().items() if name not in UNCOUNTED)
+            counted = sum(n for name, n in s.ops().items() if name not in UNCOUNTED) + forgets_by_ring(s)
             ring, dev = s.total("ring_requests"), s.total("dev_requests")
             said = f"transport {s.transport}, ring {ring}, /dev/fuse {dev}, operations {counted}"
             ours, other = (ring, dev) if self.transport == "ring" else (dev, ring)
@@ -133,6 +156,25 @@ class Daemon:
         while not right():  # a request in flight is in one counter and not yet in another
             assert time.monotonic() < end, f"not served by {self.transport}: {said}"
             time.sleep(0.01)
+
+    def check_dialect(self) -> None:
+        """The form of the ring's protocol is the one asked for: the status page and the start line say so."""
+        if self.transport != "ring":
+            return
+        line = START.search(self.stderr())
+        assert line is not None, self.stderr()
+        said, served = line.group(), self.stats().dialect
+        dialect, zero_copy = asked(self.command, "--dialect"), asked(self.command, "--zero-copy")
+        assert served and f" {served} dialect" in said, f"served {served!r}: {said}"
+        if self.limited:
+            return
+        if dialect not in ("", "auto"):
+            assert served == dialect, f"{served} dialect instead of {dialect}: {said}"
+        if zero_copy not in ("", "auto"):
+            assert (", zero-copy" in said) == (zero_copy == "on"), f"--zero-copy {zero_copy}: {said}"
+        if served != "per-entry" and dialect not in ("", "auto"):
+            pinned = "--no-pin-buffers" not in self.command
+            assert (" pinned buffers" in said) == pinned, f"pinned: {said}"
 
     def check_level(self) -> None:
         """What the kernel was given is given back when nothing uses it: handles, lookups, ring entries."""

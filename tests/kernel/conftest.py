@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from _daemon import Daemon, detach, mounts_below
+from _daemon import RING_OPTIONS, Daemon, detach, mounts_below
 
 from passthru import _server
 from passthru.session import PARAMETER, ring_parameter
@@ -22,6 +22,15 @@ WARNING = re.compile(r"WARNING:|BUG:|Oops|refcount_t|blocked for more than")
 
 def pytest_report_header() -> str:
     return f"passthru: {'debug' if _server.DEBUG else 'release'} build in {os.path.dirname(_server.__file__)}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With PASSTHRU_TEST_RING, only what may go by the ring: the rest does not depend on its options."""
+    if not RING_OPTIONS:
+        return
+    left = [i for i in items if hasattr(i, "callspec") and i.callspec.params.get("transport", "ring") != "ring"]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [i for i in items if i not in set(left)]
 
 
 @pytest.fixture(scope="session", autouse=True)

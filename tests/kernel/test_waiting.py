@@ -37,7 +37,8 @@ def slow(mount, place, transport):
         (place / "far" / f"{n}").write_bytes(b"s" * 100_000)
         os.setxattr(place / "far" / f"{n}", "user.a", b"1")
     far: Daemon = mount(source=place / "far", mountpoint=place / "src" / "slow")
-    near: Daemon = mount("--attr-timeout", "1000", "--entry-timeout", "1000")
+    # A waiting request keeps its payload buffer. Where entries share those there have to be enough for all waiters.
+    near: Daemon = mount("--attr-timeout", "1000", "--entry-timeout", "1000", "--payload-buffers", "16")
 
     def stopped() -> None:
         os.kill(far.pid, signal.SIGSTOP)
