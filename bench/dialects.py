@@ -65,7 +65,8 @@ def cell(way: str, row: list[str], source: Path, mnt: Path, a: argparse.Namespac
     try:
         speed = fio(mnt, row, a)
         s = stats.of(mnt)
-        if s.dialect != ("per-entry" if way == "per-entry" else pool) or (s.total("io_zero_copy") > 0) != (way == "zero-copy"):
+        wanted = "per-entry" if way == "per-entry" else pool
+        if s.dialect != wanted or (s.total("io_zero_copy") > 0) != (way == "zero-copy"):
             raise SystemExit(f"{way} was not served as such")
         return speed
     finally:

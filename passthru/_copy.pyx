@@ -201,6 +201,8 @@ cdef int bounced(Request *r) noexcept nogil:
     cdef io_uring_sqe *sqe
     cdef int res
     if r.h.opcode not in (FUSE_READDIR, FUSE_READDIRPLUS, FUSE_READLINK):
+        if r.h.opcode < 64:
+            ctx.stats.ops[r.h.opcode] += 1
         return -ENOTTY if r.h.opcode == FUSE_IOCTL else -EIO
     if ctx.bounce == NULL:
         ctx.bounce_fd = memfd_create("passthru", MFD_CLOEXEC)

@@ -208,23 +208,59 @@ cdef int bufpool_register(Queue *q, Worker *w) noexcept nogil:
 
 # ----------------------------------------------------------------- bufring
 
+cdef bint bufring_pins(Queue *q, uint64_t pins) noexcept nogil:
+    """May be pinned what the kernel is told to pin? The pool as large as may be, and then it is our ring's too.
+
+    A refused REGISTER turns the connection's ring off, so it is tried with our own ring first: the
+    pool twice, since the kernel pins it for itself, and the header slots.
+    """
+    cdef Worker *w = q.worker
+    cdef unsigned spare = w.nentries + w.nqueues
+    cdef unsigned buffers = q.buffers
+    cdef bint good
+    while True:
+        good = True
+        if pins & FUSE_URING_PINNED_BUFFERS:
+            good = uring_buffer_set(&w.ring, q.pool_slot, q.payloads.base, buffers * q.payloads.size) == 0 \
+                and uring_buffer_set(&w.ring, spare, q.payloads.base, buffers * q.payloads.size) == 0
+        if good and pins & FUSE_URING_PINNED_HEADERS:
+            good = uring_buffer_set(&w.ring, spare + 1, w.slots, w.slots_len) == 0
+        uring_buffer_set(&w.ring, spare, NULL, 0)
+        uring_buffer_set(&w.ring, spare + 1, NULL, 0)
+        if good:
+            q.buffers = buffers
+            return True
+        buffers /= 2
+        if not buffers or not pins & FUSE_URING_PINNED_BUFFERS:
+            uring_buffer_set(&w.ring, q.pool_slot, NULL, 0)
+            return False
+
+
 cdef int bufring_register(Queue *q, Worker *w) noexcept nogil:
-    """The whole queue as a buffer ring. What may not be pinned is tried without."""
-    cdef uint64_t tries[3]
+    """The whole queue as a buffer ring. What may not be pinned is done without."""
+    cdef uint64_t tries[4]
+    cdef uint32_t *pinning = &w.ctx.server.pinning
     cdef unsigned n, k
     cdef Entry *e
-    cdef int r = -EINVAL
-    cdef uint64_t pins = FUSE_URING_PINNED_HEADERS | FUSE_URING_PINNED_BUFFERS
-    tries[0] = tries[1] = tries[2] = FUSE_URING_BUFRING
-    if w.want_pinned_headers:
-        tries[1] |= FUSE_URING_PINNED_HEADERS
-    if w.want_pinned:
-        tries[1] |= FUSE_URING_PINNED_BUFFERS
-    tries[0] = tries[1]
-    if w.want_zero_copy:
-        tries[0] = FUSE_URING_BUFRING | pins | FUSE_URING_BUFRING_ZERO_COPY
+    cdef int r
+    tries[0] = FUSE_URING_PINNED_HEADERS | FUSE_URING_PINNED_BUFFERS
+    tries[1] = (FUSE_URING_PINNED_BUFFERS if w.want_pinned else 0) \
+        | (FUSE_URING_PINNED_HEADERS if w.want_pinned_headers else 0)
+    tries[2] = tries[1] & FUSE_URING_PINNED_HEADERS
+    tries[3] = 0
+    # What is tried here must still be there when the kernel does it: one queue after the other.
+    while atomic_swap32(pinning, 1):
+        sched_yield()
+    k = 0 if w.want_zero_copy else 1
+    while not bufring_pins(q, tries[k]):
+        k += 1
     q.dialect = D_BUFRING
-    pooled(q, False)
+    q.bufring_flags = tries[k] | FUSE_URING_BUFRING
+    q.zero_copy = k == 0
+    if q.zero_copy:
+        q.bufring_flags |= FUSE_URING_BUFRING_ZERO_COPY
+    q.pinned = (tries[k] & FUSE_URING_PINNED_BUFFERS) != 0
+    pooled(q, q.pinned)
     for n in range(q.depth):
         e = &q.entries[n]
         e.iov[0].iov_base = w.slots
@@ -234,20 +270,8 @@ cdef int bufring_register(Queue *q, Worker *w) noexcept nogil:
     q.location_mask = 0xffff
     q.location_scale = <uint32_t> q.payloads.size
     q.location_limit = q.buffers * q.payloads.size
-    # A refused REGISTER turns the connection's ring off, so what needs a privilege or locked
-    # memory is tried on our own ring first.
-    k = 0 if w.want_zero_copy else 1
-    if (tries[k] & FUSE_URING_PINNED_BUFFERS) and not register_pool(q):
-        k = 2
-    q.bufring_flags = tries[k]
-    q.zero_copy = k == 0
-    q.pinned = (tries[k] & FUSE_URING_PINNED_BUFFERS) != 0
-    if q.pinned:
-        pooled(q, True)
-        for n in range(q.depth):
-            q.entries[n].iov[1].iov_len = q.buffers * q.payloads.size
-        q.location_limit = q.buffers * q.payloads.size
     r = register_all(q)
+    atomic_set32(pinning, 0)
     return r
 
 

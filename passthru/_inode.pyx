@@ -495,7 +495,7 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
         return
     sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
     spin_lock(&sh.lock)
-    ASSERT(i.nlookup >= lookups and i.handles >= handles)
+    ASSERT(i.handles >= handles)
     i.nlookup -= lookups if lookups < i.nlookup else i.nlookup
     i.handles -= handles
     if i.nlookup or i.handles:

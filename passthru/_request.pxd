@@ -59,6 +59,7 @@ cdef struct Server:            # one mount
     void *locks                # lock owners, [LOCK_SHARDS]
     Handler dispatch
     uint32_t fixed_bytes       # pinned so far, in KiB
+    uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
     int root_fd
     int fuse_fd                # for backing files

@@ -69,7 +69,7 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     if r < 0:
         return r
     w.ctx.ring = &w.ring
-    r = uring_buffers_sparse(&w.ring, w.nentries + nqueues)
+    r = uring_buffers_sparse(&w.ring, w.nentries + nqueues + 2)  # two to try what may be pinned
     if r < 0:
         s.config.fixed_budget = 0  # before 5.19; plain READ and WRITE do
     w.wake_fd = eventfd(0, EFD_CLOEXEC)

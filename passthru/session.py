@@ -451,7 +451,9 @@ class Session:
             if error is not None:
                 self._no_ring(f"REGISTER: {reason(error)}")
                 return
-            self.dialect, self.buffers, self.pinned, self.zero_copy = self.queues[0].thread.outcome
+            dialects, buffers, pinned, zero_copy = zip(*(q.thread.outcome for q in self.queues), strict=True)
+            self.dialect, self.buffers = min(dialects), min(buffers)
+            self.pinned, self.zero_copy = all(pinned), all(zero_copy)
             if self.options.zero_copy == "on" and not self.zero_copy:
                 raise TransportError("--zero-copy: the kernel refused it")
             if self.zero_copy and self.dialect == BUFPOOL:
