@@ -3,6 +3,7 @@
 # change groups. There is one way out, and a restore that fails ends the process.
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
+from libc.string cimport memcpy
 
 from passthru._abi cimport (
     FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups,
@@ -19,21 +20,21 @@ cdef inline int supplementary_group(Request *r, gid_t *gid) noexcept nogil:
     cdef uint32_t total = <uint32_t> r.h.total_extlen * 8
     cdef uint32_t at = 0
     cdef char *ext
-    cdef fuse_ext_header *e
+    cdef fuse_ext_header e     # extensions follow names, so they lie at any address
+    cdef uint32_t groups[2]
     if total == 0:
         return 0
     if total > r.arg_len:
         return -EINVAL
     ext = r.arg + r.arg_len - total
     while at + sizeof(fuse_ext_header) <= total:
-        e = <fuse_ext_header *> (ext + at)
+        memcpy(&e, ext + at, sizeof(e))
         if e.size < sizeof(fuse_ext_header) or e.size > total - at:
             return -EINVAL
         if e.type == FUSE_EXT_GROUPS and e.size >= sizeof(fuse_ext_header) + 8:
-            if (<uint32_t *> (e + 1))[0] == 0:
-                return 0
-            gid[0] = (<uint32_t *> (e + 1))[1]
-            return 1
+            memcpy(groups, ext + at + sizeof(e), sizeof(groups))
+            gid[0] = groups[1]
+            return 1 if groups[0] else 0
         at += (e.size + 7) & ~7u
     return 0
 
