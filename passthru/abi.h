@@ -531,30 +531,22 @@ static inline int sys_cap_fsetid(int raise)
 	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
-/*
- * Drop CAP_SYS_RESOURCE of the calling thread, with which writes for others would pass by their
- * quotas. 0 or -errno.
- */
-static inline int sys_cap_drop_resource(void)
+/* Drop and raise effective capabilities of the calling thread (bits of 0..31). 0 or -errno. */
+static inline int sys_cap_change(uint32_t drop, uint32_t raise)
 {
 	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
 	struct { uint32_t effective, permitted, inheritable; } data[2];
 	if (syscall(SYS_capget, &header, data) < 0)
 		return -errno;
-	data[0].effective &= ~(1u << 24);
+	data[0].effective = (data[0].effective & ~drop) | (data[0].permitted & raise);
 	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
-/* Give the calling thread CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which setfsuid(2) took. 0 or -errno. */
-static inline int sys_cap_override(void)
-{
-	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
-	struct { uint32_t effective, permitted, inheritable; } data[2];
-	if (syscall(SYS_capget, &header, data) < 0)
-		return -errno;
-	data[0].effective |= data[0].permitted & (3u << 1);
-	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
-}
+/* With CAP_SYS_RESOURCE, writes for others would pass by their quotas. */
+static inline int sys_cap_drop_resource(void) { return sys_cap_change(1u << 24, 0); }
+
+/* CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which setfsuid(2) took. */
+static inline int sys_cap_override(void) { return sys_cap_change(0, 3u << 1); }
 
 static inline int sys_gettid(void) { return (int)syscall(SYS_gettid); }
 
