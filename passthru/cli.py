@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from . import commands
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError
 from .session import log, run
@@ -58,8 +59,11 @@ def background(options: opts.Options) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; the exit code (see errors.EXIT_CODES)."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        options = opts.parse(sys.argv[1:] if argv is None else argv)
+        if argv and argv[0] in commands.COMMANDS:
+            return commands.run(argv[0], argv[1:])
+        options = opts.parse(argv)
         if not options.source:
             raise SourceError("source '': No such file or directory")
         if not options.mountpoint:
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log(str(e))
         return e.exit_code
     except Exception as e:  # a fault of ours: the same form as in the background
-        if "-d" in sys.argv or "--debug" in sys.argv:
+        if "-d" in argv or "--debug" in argv:
             raise
         log(f"{type(e).__name__}: {e}")
         return 1

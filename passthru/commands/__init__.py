@@ -1,0 +1,22 @@
+"""The command's subcommands. Each is a module here: main(argv) with its own name first returns the exit code."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+# name: (module, what it does). A source directory of such a name is given as ./NAME.
+COMMANDS: dict[str, tuple[str, str]] = {
+}
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run a subcommand with its arguments; the exit code. Raises PassthruError."""
+    module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
+    code: int = module.main([name, *argv])
+    return code
+
+
+def summary() -> str:
+    """The subcommands, a line each."""
+    return "".join(f"  {name:16}{what}\n" for name, (_, what) in COMMANDS.items())
