@@ -77,6 +77,7 @@ lint:
 	./start --setup lint
 	PATH="$(PASSTHRU_VENV)/bin:$$PATH" ruff check .
 	PATH="$(PASSTHRU_VENV)/bin:$$PATH" cython-lint passthru
+	$(PYTHON) -m mypy
 	$(PYTHON) man/make.py --check
 
 clean:

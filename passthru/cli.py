@@ -24,9 +24,9 @@ def background(options: opts.Options) -> int:
         if said == b"ready":
             return 0
         os.waitpid(child, 0)
-        code, _, text = os.fsdecode(said).partition(" ")
+        number, _, text = os.fsdecode(said).partition(" ")
         log(text or "the daemon ended before the mount was usable")
-        return int(code) if code.isdigit() else 1
+        return int(number) if number.isdigit() else 1
     os.close(read_end)
     os.setsid()
     os.chdir("/")

@@ -1,0 +1,13 @@
+"""Types of _testing.pyx: what is said there is not repeated here."""
+
+from typing import Self
+
+from passthru._server import ServerCore
+
+class Requests:
+    def __new__(
+        cls, core: ServerCore, size: int, buffers: int = 1, mask: int = 0, scale: int = 0, zero_copy: bool = False
+    ) -> Self: ...
+    def parse(self, slot: bytes, payload: bytes = b"", at: int = 0) -> tuple[int, int | None, int, int, bool]: ...
+    def serve(self) -> tuple[int, bytes]: ...
+    def close(self) -> None: ...
