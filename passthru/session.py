@@ -18,7 +18,8 @@ from collections.abc import Callable
 
 import psutil
 
-from . import _server, _sys, init, mount, stats
+from . import _server, _sys, init, stats
+from . import mounting as mount
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
 from .options import PAGE, Options
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import passthru
 from passthru import _server, stats
-from passthru.mount import mounts
+from passthru.mounting import mounts
 
 ROOT = Path(passthru.__file__).resolve().parent.parent
 START = re.compile(r"^passthru: .* on .*: (ring|/dev/fuse) transport, .*$", re.MULTILINE)

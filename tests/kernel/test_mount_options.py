@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from passthru.mount import mounted_at
+from passthru.mounting import mounted_at
 
 
 def words_of(mnt) -> tuple[list[str], str, str]:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from passthru import mount
+from passthru import mounting as mount
 from passthru.errors import MountpointError
 
 INFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
