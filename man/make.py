@@ -268,7 +268,7 @@ def switches() -> str:
     """The options of the command line."""
     out = [".SH OPTIONS"]
     for f in fields(options.Options):
-        if not f.metadata or not f.metadata["flags"]:
+        if not f.metadata or not f.metadata["flags"] or f.metadata["hidden"]:
             continue
         m = f.metadata
         value = f" \\fI{roff(m['metavar'])}\\fR" if m["parse"] else ""

@@ -16,6 +16,7 @@ from passthru._inode cimport FS_REMOTE, Inode, handle_close, inode_at, inode_for
 from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
+from passthru._null cimport null_fsync, null_read, null_write
 from passthru._request cimport *
 from passthru._xattr cimport *
 
@@ -45,8 +46,8 @@ cdef int op_unknown(Request *r) noexcept nogil:
     return -ENOSYS
 
 
-cdef void ops_init() noexcept nogil:
-    """Fill the table, in opcode order."""
+cdef void ops_init(bint null_io) noexcept nogil:
+    """Fill the table, in opcode order. null_io: data is neither read nor written (see _null)."""
     cdef unsigned n
     for n in range(FUSE_OPCODES):
         op(n, op_unknown, 0, OWN_WAIT)
@@ -94,6 +95,10 @@ cdef void ops_init() noexcept nogil:
     op(FUSE_TMPFILE, op_tmpfile, sizeof(fuse_create_in), 0)
     op(FUSE_STATX, op_statx, sizeof(fuse_statx_in), 0)
     op(FUSE_COPY_FILE_RANGE_64, op_copy_file_range, sizeof(fuse_copy_file_range_in), OWN_WAIT)
+    if null_io:
+        OPS[FUSE_READ].handler = null_read
+        OPS[FUSE_WRITE].handler = null_write
+        OPS[FUSE_FSYNC].handler = null_fsync
 
 
 cdef uint32_t op_in_size(uint32_t opcode, uint64_t init_flags) noexcept nogil:

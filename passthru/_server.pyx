@@ -49,7 +49,7 @@ cdef class ServerCore:
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
-                  bint locks, bint xattr, bint writeback):
+                  bint locks, bint xattr, bint writeback, bint null_io=False):
         cdef char[::1] view = stats
         cdef int fd
         memset(&self.s, 0, sizeof(Server))
@@ -74,7 +74,7 @@ cdef class ServerCore:
         c.locks = locks
         c.xattr = xattr
         c.writeback = writeback
-        ops_init()
+        ops_init(null_io)
         self.s.dispatch = dispatch
         check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
         fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)

@@ -80,13 +80,14 @@ def option(
     o: str | None = None,
     no: str | None = None,
     no_flags: tuple[str, ...] = (),
+    hidden: bool = False,
 ) -> Any:
     """Declare an option. flags: its long and short forms; o: its name in -o; no, no_flags: those of its opposite.
 
-    Without `parse` it is a switch.
+    Without `parse` it is a switch. hidden: for developers, in neither --help nor the manual page.
     """
     meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
-            "no_flags": no_flags}
+            "no_flags": no_flags, "hidden": hidden}
     return field(default=default, metadata=meta)
 
 
@@ -178,6 +179,9 @@ class Options:
         "-x", "--one-file-system", o="one_file_system")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
 
+    null_io: bool = option(
+        False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)
+
     @property
     def max_pages(self) -> int:
         """Pages per request, as INIT wants it; by no less than 32 the kernel also sizes what is no write."""
@@ -222,10 +226,11 @@ def parser() -> argparse.ArgumentParser:
         m = f.metadata
         if not m["flags"]:
             continue
+        text = argparse.SUPPRESS if m["hidden"] else m["help"]
         if m["parse"]:
-            p.add_argument(*m["flags"], dest=f.name, metavar=m["metavar"], help=m["help"])
+            p.add_argument(*m["flags"], dest=f.name, metavar=m["metavar"], help=text)
         else:
-            p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=m["help"])
+            p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=text)
         if m["no_flags"]:
             p.add_argument(
                 *m["no_flags"], dest=f.name, action="store_const", const=False,
@@ -292,6 +297,8 @@ def parse(argv: Sequence[str]) -> Options:
         values[name] = value
     if values.get("debug"):
         values["foreground"] = True
+    if values.get("null_io"):
+        values.update(passthrough=False, zero_copy="off")  # the kernel would do the I/O
     options = Options(**values)
     if os.geteuid() == 0 and not options.default_permissions and options.allow_other is not False:
         raise UsageError(

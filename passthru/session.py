@@ -222,6 +222,8 @@ class Session:
             how = f"/dev/fuse transport, {len(self.readers)} threads"
         if self.passthrough:
             how += ", kernel passthrough"
+        if o.null_io:
+            how += ", NO DATA IS READ OR WRITTEN"
         if not self.identity:
             how += f", as uid {os.geteuid()}: what is made belongs to it, and it is checked as it"
         why = f" ({self.why})" if self.why else ""
@@ -309,7 +311,8 @@ class Session:
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
             fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
-            identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback)
+            identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
+            null_io=o.null_io)
         below, name = os.path.split(self.target)
         if name:
             st = os.stat(below)

@@ -32,6 +32,9 @@ def test_help_has_every_option():
     text = parser().format_help()
     for f in DECLARED:
         assert f.metadata["help"]
+        if f.metadata["hidden"]:
+            assert not any(flag in text for flag in f.metadata["flags"])
+            continue
         for flag in f.metadata["flags"]:
             assert flag in text
         for name in (f.metadata["o"], f.metadata["no"]):
@@ -144,3 +147,8 @@ def test_several_mount_options():
 def test_names_like_options():
     o = parse(["-f", "--", "-src", "--mnt"])
     assert (o.source, o.mountpoint, o.foreground) == ("-src", "--mnt", True)
+
+
+def test_null_io_leaves_no_data_to_the_kernel():
+    o = parse(["--null-io", "--passthrough", "--zero-copy", "on", *ENDS])
+    assert (o.null_io, o.passthrough, o.zero_copy) == (True, False, "off")
