@@ -116,6 +116,13 @@ cdef extern from "abi.h" nogil:
     int eventfd(unsigned value, int flags)
     int sched_yield()
     int unshare(int flags)
+    int sched_getaffinity(int pid, size_t size, cpu_set_t *mask)
+    int sched_setaffinity(int pid, size_t size, cpu_set_t *mask)
+    int prctl(int option, ...)
+    enum:
+        PR_SET_NAME
+    ctypedef struct cpu_set_t:
+        pass
     uint64_t makedev(unsigned major, unsigned minor)
     unsigned major(uint64_t dev)
     unsigned minor(uint64_t dev)

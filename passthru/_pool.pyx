@@ -16,6 +16,7 @@ cdef enum:
     STACK = 256 * 1024
     MISSED = 64
     RETRIES = 100
+    CPU_SETS = 8              # masks of 8192 CPUs in all
 
 cdef struct Pool:
     pthread_mutex_t lock
@@ -31,6 +32,7 @@ cdef struct Pool:
     bint stop
     Server *server
     pthread_t *ids
+    cpu_set_t cpus[CPU_SETS]   # on which the pool's maker may run
     uint64_t missed[MISSED]    # interrupts that came before their request
     unsigned missed_at
 
@@ -63,6 +65,7 @@ cdef void *pool_start(Server *s, unsigned limit) noexcept nogil:
         return NULL
     p.limit = limit
     p.server = s
+    sched_getaffinity(0, sizeof(p.cpus), p.cpus)
     pthread_mutex_init(&p.lock, NULL)
     pthread_cond_init(&p.work, NULL)
     passthru_wake_install()
@@ -151,6 +154,9 @@ cdef void *pool_thread(void *arg) noexcept nogil:
     cdef int result
     if context_open(&ctx, p.server, T_POOL, -1) < 0:
         abort()  # it has been counted on: requests wait for it
+    # Inherited of the queue's thread that started it: one CPU, and a name.
+    sched_setaffinity(0, sizeof(p.cpus), p.cpus)
+    prctl(PR_SET_NAME, "pool")
     pthread_mutex_lock(&p.lock)
     while True:
         while p.first == NULL and not p.stop:

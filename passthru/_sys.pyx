@@ -107,3 +107,8 @@ def clone_fuse_fd(int fd):
 def sync_init(int fd):
     """Make mount(2) wait for INIT's answer (FUSE_DEV_IOC_SYNC_INIT, Linux 6.18). False if unknown."""
     return ioctl(fd, FUSE_DEV_IOC_SYNC_INIT) == 0
+
+
+def thread_name(bytes name):
+    """What ps(1) and top(1) call the calling thread: up to 15 bytes."""
+    prctl(PR_SET_NAME, <const char *> name)

@@ -148,7 +148,8 @@ class Options:
         True, "have the kernel pin header slots (dialect bufring); the default", "--pin-headers",
         o="pin_headers", no="nopin_headers", no_flags=("--no-pin-headers",))
     threads: int = option(
-        0, "readers of /dev/fuse without the ring; 0: by the number of CPUs", "--threads",
+        0, "threads that serve the ring's queues, at the most one for each CPU, or read /dev/fuse; 0: by the "
+        "number of CPUs", "--threads",
         parse=lambda t: _int(t, 0, 256), metavar="N", o="threads")
     max_write: int = option(
         1 << 20, "largest READ or WRITE in bytes, a multiple of 4096 (suffixes k, m)", "--max-write",

@@ -20,6 +20,7 @@ import psutil
 
 from . import _server, _sys, init, stats
 from . import mounting as mount
+from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
 from .options import PAGE, Options
 
@@ -27,36 +28,6 @@ PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def cpu_list(text: str) -> list[int]:
-    """CPU numbers of a kernel list such as '0-3,8'."""
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        if part:
-            low, _, high = part.partition("-")
-            cpus += range(int(low), int(high or low) + 1)
-    return cpus
-
-
-def possible_cpus() -> list[int]:
-    """One queue each: the kernel waits for all of them (trap: not only those online)."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as f:
-        return cpu_list(f.read())
-
-
-def queue_plan() -> dict[int, list[int]]:
-    """{CPU to run on: its queues}. Queues of CPUs that we may not use go to the others in turn."""
-    allowed = sorted(os.sched_getaffinity(0))
-    plan: dict[int, list[int]] = {cpu: [] for cpu in allowed}
-    strays = 0
-    for qid in possible_cpus():
-        if qid in plan:
-            plan[qid].append(qid)
-        else:
-            plan[allowed[strays % len(allowed)]].append(qid)
-            strays += 1
-    return {cpu: qids for cpu, qids in plan.items() if qids}
 
 
 def ring_parameter() -> str:
@@ -106,11 +77,11 @@ def raise_fd_limit() -> None:
 
 
 class Queue(threading.Thread):
-    """The thread of one CPU: open, [register], serve, close, each on the word of the session."""
+    """The thread of some queues: open, [register], serve, close, each on the word of the session."""
 
-    def __init__(self, session: Session, cpu: int, qids: list[int]):
-        super().__init__(name=f"queue-{cpu}", daemon=True)
-        self.session, self.cpu, self.qids = session, cpu, qids
+    def __init__(self, session: Session, share: Share):
+        super().__init__(name=f"queue-{share.cpus[0]}", daemon=True)
+        self.session, self.share = session, share
         self.thread = _server.QueueThread(session.core)
         self.opened, self.registered, self.go = threading.Event(), threading.Event(), threading.Event()
         self.error: OSError | None = None
@@ -118,10 +89,12 @@ class Queue(threading.Thread):
         self.fuse_fd = -1
 
     def run(self) -> None:
+        _sys.thread_name(self.name.encode())
         try:
-            os.sched_setaffinity(0, {self.cpu})
-            o = self.session.options
-            self.thread.open(self.qids, o.queue_depth, o.buffers, self.cpu)
+            self.bind()
+            cpus = self.share.cpus
+            self.thread.open(
+                self.share.qids, self.session.depth, self.session.options.buffers, cpus[0] if len(cpus) == 1 else -1)
         except OSError as e:
             self.error = e
         self.opened.set()
@@ -147,6 +120,12 @@ class Queue(threading.Thread):
             self.done = True
             self.session.thread_ended()
 
+    def bind(self) -> None:
+        """Have the thread run on its CPUs. If they are gone, the kernel lets it run elsewhere."""
+        if self.native_id is not None and not self.done:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.native_id, self.share.cpus)
+
 
 class Reader(threading.Thread):
     """A reader of /dev/fuse."""
@@ -161,6 +140,7 @@ class Reader(threading.Thread):
         self.done = False  # is_alive() is still true for a moment after the session was told
 
     def run(self) -> None:
+        _sys.thread_name(b"dev")
         try:
             self.thread.open(self.fd)
         except OSError as e:
@@ -194,6 +174,7 @@ class Session:
         self.broken = False
         self.dialect, self.buffers, self.pinned, self.zero_copy = PER_ENTRY, 0, False, False
         self.wake_read = -1
+        self.depth = options.queue_depth
         self.page: stats.Page | None = None
         self.core: _server.ServerCore
 
@@ -215,7 +196,9 @@ class Session:
             how = f"ring transport, {stats.DIALECTS[self.dialect]} dialect"
             if self.dialect != PER_ENTRY:
                 how += f" ({self.buffers} {'pinned ' if self.pinned else ''}buffers each)"
-            how += f", {len(possible_cpus())} queues x {o.queue_depth} entries"
+            how += f", {len(possible_cpus())} queues x {self.depth} entries"
+            if len(self.queues) < len(os.sched_getaffinity(0)):
+                how += f" by {len(self.queues)} thread{'s' * (len(self.queues) > 1)}"
             if self.zero_copy:
                 how += ", zero-copy"
         else:
@@ -297,7 +280,9 @@ class Session:
 
     def _start(self) -> None:
         o = self.options
-        plan = queue_plan() if self.transport == "ring" else {}
+        plan = queue_plan(o.threads) if self.transport == "ring" else []
+        queues = sum(len(share.qids) for share in plan)
+        self.depth = entries(plan, o.queue_depth)
         threads = len(plan) + 256 + POOL_THREADS
         self.identity = can_act_as_caller()
         size = _server.stats_size(threads)
@@ -310,15 +295,15 @@ class Session:
             self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 2)),
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
-            fixed_budget=min(len(plan) * o.queue_depth * o.payload_size, psutil.virtual_memory().total // 64),
+            fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io)
         below, name = os.path.split(self.target)
         if name:
             st = os.stat(below)
             self.core.mounted_below(st.st_dev, st.st_ino, os.fsencode(name), os.dup(self.target_fd))
-        for cpu, qids in plan.items():
-            queue = Queue(self, cpu, qids)
+        for share in plan:
+            queue = Queue(self, share)
             self.queues.append(queue)
             queue.start()
         for queue in self.queues:
@@ -365,7 +350,7 @@ class Session:
         os.close(self.target_fd)
         self.core.serving(
             1 if self.transport == "ring" else 2, self.dialect if self.transport == "ring" else 0,
-            len(possible_cpus()) if self.transport == "ring" else 0, o.queue_depth, self.fuse_dev,
+            len(possible_cpus()) if self.transport == "ring" else 0, self.depth, self.fuse_dev,
             self.mount_id, os.fsencode(o.source), os.fsencode(self.target))
 
     def _create_answering(self) -> None:
@@ -490,11 +475,17 @@ class Session:
         poll = select.poll()
         poll.register(self.wake_read, select.POLLIN)
         poll.register(self.ended, select.POLLIN)
+        hotplug = self._watch_cpus()
+        if hotplug is not None:
+            poll.register(hotplug, select.POLLIN)
         while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
                 if fd == self.wake_read:
                     os.read(self.wake_read, 64)
                     self.unmount()
+                elif hotplug is not None and fd == hotplug.fileno():
+                    for queue in self.queues if hotplug.changed() else ():
+                        queue.bind()
                 else:
                     os.eventfd_read(self.ended)
                     broken = next((q for q in self.queues if q.done and q.thread.error), None)
@@ -505,6 +496,13 @@ class Session:
         self.finish()
         if self.broken:
             raise PassthruError("the session ended with an error")
+
+    def _watch_cpus(self) -> Hotplug | None:
+        """A thread whose CPU went offline is bound to no CPU any more, also after that has come back."""
+        try:
+            return Hotplug() if self.queues else None
+        except OSError:  # in some containers
+            return None
 
     def _catch_signals(self) -> None:
         """From now on signals unmount: they wake serve()."""
