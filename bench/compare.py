@@ -4,12 +4,13 @@
     python bench/compare.py --list
     python bench/compare.py --rows '*-4k-rand-direct-*' --rows 'stat-*' --rounds 5
     python bench/compare.py --source /mnt/disk --rows core --json out.json --plot out.svg \\
-        --target bare --claim ring=ring \\
-        --target ring='python -m passthru -f --transport ring --no-passthrough {src} {mnt}' \\
+        --target bare --target ring --target 'deep=python -m passthru -f --queue-depth 64 {src} {mnt}' \\
         --target other='some-daemon --foreground {src} {mnt}' --claim other=dev --baseline other
+    python bench/compare.py --load tmpfs.json --load ext4.json --plot out.svg --show ring --baseline other
 
-A target is a command that mounts {src} at {mnt} and stays in the foreground; `bare` is the source itself.
-Without --target: bare, and this tree's daemon as it is by default, by the ring and by /dev/fuse.
+A target is a command that mounts {src} at {mnt} and stays in the foreground. These need no command: `bare` is the
+source itself; `default`, `ring` and `dev` are this tree's daemon with its claim; `null` is the ring with --null-io,
+a server that does no I/O, which runs in the rows of file data only. Without --target: bare, default, ring, dev.
 
 In each round the rows come in a new order, and in each row the targets do. A cell has a fresh mount, so
 nothing is cached from the cell before. A ratio is that of two cells of the same row and round; shown are the
@@ -28,6 +29,8 @@ Rows
   stat, restat, negative, open, create, readdir, list (-j1, -j4), stream-{4k,1m}
         storms of one operation: see storm.c. stat and list meet names that the mount has not seen yet
   untar, git-status, find, compile        one run of the tool on a fresh mount, in files/s
+`--rows core` is a short list of telling rows, `--rows aims` those of aims.py for the kind of source; how the aims
+are met is shown for targets of the names default, ring, null, bare, hp-ring and hp (the peer).
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aims
 import storm
 import target as targets
 from target import Daemon, Target, TargetError
@@ -106,6 +110,7 @@ class Row:
     name: str
     run: Callable[[Cell], float]
     ready: Callable[[Bench], None] = lambda bench: None
+    data: bool = False      # of file data
 
 
 # ----------------------------------------------------------------- processes
@@ -208,7 +213,7 @@ def data_rows() -> Iterator[Row]:
                                      mode: str = mode, load: str = load, one: bool = one) -> float:
                                 return fio(c, what, block, order, mode, load, one)
                             name = f"{what}-{size}-{order}-{mode}-{load}" + "-one" * one
-                            yield Row(name, cell, ready)
+                            yield Row(name, cell, ready, data=True)
 
 
 # ------------------------------------------------------------- metadata rows
@@ -340,13 +345,14 @@ def rows() -> list[Row]:
     ]
 
 
-def select(patterns: list[str]) -> list[Row]:
-    """The rows that a pattern names, in their own order; `core` is a short list of telling ones."""
+def select(patterns: list[str], fstype: str) -> list[Row]:
+    """The rows that a pattern names, in their own order; `core` and `aims` are lists."""
     every = rows()
     wanted: set[str] = set()
     for pattern in patterns:
         names = [n.name for n in every]
-        found = CORE if pattern == "core" else fnmatch.filter(names, pattern)
+        lists = {"core": CORE, "aims": aims.rows(fstype)}
+        found = lists[pattern] if pattern in lists else fnmatch.filter(names, pattern)
         if not found:
             raise SystemExit(f"compare.py: no row is named {pattern!r} (--list shows them)")
         wanted.update(found)
@@ -406,8 +412,17 @@ def check(daemon: Daemon | None, ready: bool = False) -> None:
         daemon.prove()
 
 
+def runs(row: Row, target: Target, only: dict[str, list[str]]) -> bool:
+    """Is this target to be measured in this row?"""
+    patterns = only.get(target.name)
+    if patterns is None:
+        return row.data or not target.null
+    return any(fnmatch.fnmatchcase(row.name, p) for p in patterns)
+
+
 def compare(
     chosen: list[Row], wanted: list[Target], bench: Bench, rounds: int, results: Results, seed: int,
+    only: dict[str, list[str]],
 ) -> None:
     """Fill `results`; upon Ctrl-C as far as it came."""
     order = random.Random(seed)
@@ -420,6 +435,9 @@ def compare(
         for k in range(rounds):
             for row in order.sample(chosen, len(chosen)):
                 for target in order.sample(wanted, len(wanted)):
+                    n += 1
+                    if not runs(row, target, only):
+                        continue
                     try:
                         value = measure(row, target, bench, mountpoint)
                         results.values[row.name][target.name][k] = value
@@ -427,7 +445,6 @@ def compare(
                         results.refuse(row.name, target.name, str(e))
                     except (RowError, OSError) as e:
                         results.refuse(row.name, target.name, f"{target.name}: {row.name}: {e}")
-                    n += 1
                     if sys.stderr.isatty():
                         left = (time.monotonic() - began) / n * (total - n)
                         print(f"\r\033[K{n}/{total} {left / 60:.0f} min left: {row.name} {target.name}",
@@ -444,16 +461,20 @@ def compare(
             mountpoint.rmdir()
 
 
+def filesystem(where: Path) -> str:
+    """The type of filesystem that a directory is on."""
+    return run(["df", "--output=fstype", where], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout.split()[-1]
+
+
 def environment(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as f:
         cpu = next(line for line in f if line.startswith("model name")).partition(": ")[2].strip()
-    words = ["df", "--output=fstype", source]
-    kind = run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout.split()[-1]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "kernel": platform.release(), "cpu": cpu, "cpus": os.cpu_count(), "memory_gib": memory,
-        "source": kind, "rounds": args.rounds, "seconds": args.seconds, "size": args.size, "seed": args.seed,
+        "source": filesystem(source), "rounds": args.rounds, "seconds": args.seconds, "size": args.size,
+        "seed": args.seed,
         "targets": {t.name: {"command": t.command, "claim": t.claim} for t in args.targets}, "load": [],
     }
 
@@ -479,7 +500,7 @@ def grid(lines: list[list[str]]) -> str:
 
 
 def table(results: Results, baselines: list[str]) -> str:
-    """All tables: operations per second, then the ratios to each baseline."""
+    """All tables: operations per second, the ratios to each baseline, and how the aims are met."""
     e = results.environment
     load = f"{min(e['load']):.1f}..{max(e['load']):.1f}" if e["load"] else ""
     parts = [
@@ -505,10 +526,22 @@ def table(results: Results, baselines: list[str]) -> str:
         lines.append(["geometric mean", *(
             f"{math.exp(statistics.fmean(map(math.log, v))):.2f}" if v else "-" for v in means.values())])
         parts.append(f"ratio to {base}: median (least..most)\n\n" + grid(lines))
+    met = list(aim_lines(results))
+    if met:
+        parts.append("aims: the mean of the ratios and the lowest of them\n\n" + grid([
+            ["what", "against", "aim", "mean", "lowest", "rows", "met"], *met]))
     why = sorted({text for row in results.problems.values() for text in row.values()})
     if why:
         parts.append("refused:\n" + "\n".join(f"  {text}" for text in why))
     return "\n\n".join(parts)
+
+
+def aim_lines(results: Results) -> Iterator[list[str]]:
+    def median(row: str, name: str, base: str) -> float | None:
+        r = results.ratio(row, name, base)
+        return r[0] if r else None
+
+    return aims.lines(results.environment["source"], list(results.values), results.names, median)
 
 
 def as_json(results: Results, baselines: list[str]) -> dict[str, Any]:
@@ -527,6 +560,23 @@ def from_json(data: dict[str, Any]) -> Results:
                    {r: v["problems"] for r, v in data["rows"].items()})
 
 
+def merged(parts: list[Results]) -> Results:
+    """Several runs as one, each row with the filesystem of its source."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [n for n in parts[0].names if all(n in p.names for p in parts)]
+    sources = [p.environment["source"] for p in parts]
+    if len(set(sources)) < len(sources):
+        raise SystemExit("compare.py: --load: two runs with a source on the same filesystem")
+    whole = Results({**parts[0].environment, "source": ", ".join(sources),
+                     "load": [x for p in parts for x in p.environment["load"]]}, names)
+    for p in parts:
+        for row in p.values:
+            name = f"{row} ({p.environment['source']})"
+            whole.values[name], whole.problems[name] = p.values[row], p.problems[row]
+    return whole
+
+
 def plotter() -> Any:
     """matplotlib.pyplot without a display. SystemExit if it is not installed."""
     try:
@@ -538,14 +588,15 @@ def plotter() -> Any:
     return plt
 
 
-def plot(plt: Any, results: Results, baselines: list[str], path: Path) -> None:
-    """A panel per baseline, a line per row: the median of each target and its spread."""
-    names = list(results.values)
+def plot(plt: Any, results: Results, baselines: list[str], shown: list[str], path: Path) -> None:
+    """A panel per baseline, a line per row: the median of each target and its spread. shown: targets, none: all."""
+    names = [row for row in results.values if any(
+        results.ratio(row, n, b) for b in baselines for n in shown or results.names if n != b)]
     figure, axes = plt.subplots(
         1, len(baselines), figsize=(6 + 4 * len(baselines), 1.5 + 0.32 * len(names)),
         sharey=True, squeeze=False)
     for axis, base in zip(axes[0], baselines, strict=True):
-        others = [n for n in results.names if n != base]
+        others = [n for n in shown or results.names if n != base]
         for k, n in enumerate(others):
             points = [(y, r) for y, row in enumerate(names) if (r := results.ratio(row, n, base))]
             if points:
@@ -585,7 +636,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--baseline", action="append", default=[], metavar="NAME",
                    help="what ratios are to; may be repeated; default: the first target")
     p.add_argument("--rows", action="append", default=[], metavar="GLOB",
-                   help="rows to run, or 'core'; may be repeated; default: all")
+                   help="rows to run, or 'core' or 'aims'; may be repeated; default: all")
+    p.add_argument("--only", action="append", default=[], metavar="NAME=GLOB",
+                   help="measure this target in these rows only; may be repeated")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=float, default=2.0, help="length of a cell")
     p.add_argument("--size", type=size, default=256 << 20, help="bytes of each data file (suffixes k, m, g)")
@@ -594,13 +647,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=None, help="of the order of the cells")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--plot", type=Path, metavar="FILE", help="an SVG or PNG picture (needs matplotlib)")
-    p.add_argument("--load", type=Path, metavar="FILE",
-                   help="measure nothing: show the results in a --json file")
+    p.add_argument("--show", action="append", default=[], metavar="NAME",
+                   help="a target that --plot shows; may be repeated; default: all")
+    p.add_argument("--load", type=Path, action="append", default=[], metavar="FILE",
+                   help="measure nothing: show the results in a --json file; may be repeated")
     p.add_argument("--list", action="store_true", help="name the rows")
     args = p.parse_args(argv)
     args.targets = []
     for text in args.target:
         name, has, command = text.partition("=")
+        if not has and name in {**targets.OURS, **targets.NULL}:
+            args.targets.append(targets.ours(name))
+            continue
         if not has and name != "bare":
             p.error(f"--target {text}: NAME=COMMAND is wanted")
         if has and not ("{src}" in command and "{mnt}" in command):
@@ -616,6 +674,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if name not in by_name or by_name[name].bare or claim not in targets.CLAIMS:
             p.error(f"--claim {text}: not a daemon among the targets, or none of {', '.join(targets.CLAIMS)}")
         by_name[name].claim = claim
+    only: dict[str, list[str]] = {}
+    for text in args.only:
+        name, _, pattern = text.partition("=")
+        if name not in by_name or not pattern:
+            p.error(f"--only {text}: NAME=GLOB is wanted, and a target of that name")
+        only.setdefault(name, []).append(pattern)
+    args.only = only
     if not args.load:
         args.baseline = args.baseline or [args.targets[0].name]
         for name in args.baseline:
@@ -648,10 +713,13 @@ def main(argv: list[str]) -> int:
         return 0
     plt = plotter() if args.plot else None
     if args.load:
-        data = json.loads(args.load.read_text())
-        results, baselines = from_json(data), args.baseline or data["baselines"]
+        data = [json.loads(path.read_text()) for path in args.load]
+        results, baselines = merged([from_json(d) for d in data]), args.baseline or data[0]["baselines"]
+        for name in [*baselines, *args.show]:
+            if name not in results.names:
+                raise SystemExit(f"compare.py: {name}: no such target in {', '.join(map(str, args.load))}")
     else:
-        chosen, baselines = select(args.rows or ["*"]), args.baseline
+        chosen, baselines = select(args.rows or ["*"], filesystem(args.source)), args.baseline
         need_tools(chosen)
         for s in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs have SIGINT ignored
             signal.signal(s, interrupt)
@@ -667,12 +735,12 @@ def main(argv: list[str]) -> int:
                 raise SystemExit(f"compare.py: {e}") from None
             bench = Bench(source, Path(work), args.seconds, args.size, program)
             results = Results(environment(source, args), [t.name for t in args.targets])
-            compare(chosen, args.targets, bench, args.rounds, results, args.seed)
+            compare(chosen, args.targets, bench, args.rounds, results, args.seed, args.only)
     print(table(results, baselines))
     if args.json:
         args.json.write_text(json.dumps(as_json(results, baselines), indent=1) + "\n")
     if plt is not None:
-        plot(plt, results, baselines, args.plot)
+        plot(plt, results, baselines, args.show, args.plot)
     return 3 if any(results.problems.values()) else 0
 
 
