@@ -41,11 +41,18 @@ class MountError(PassthruError):
     exit_code = 6
 
 
+_KINDS = (UsageError, SourceError, MountpointError, TransportError, MountError)
+
 EXIT_CODES = (
     (0, "success; in the background: the mount is usable"),
     (1, "the session failed, or could not be set up for a reason not below"),
-    *((c.exit_code, c.__doc__) for c in (UsageError, SourceError, MountpointError, TransportError, MountError)),
+    *((c.exit_code, c.__doc__) for c in _KINDS),
 )
+
+
+def by_exit_code(code: int) -> type[PassthruError]:
+    """The error that ends the command with `code`; PassthruError itself if there is none."""
+    return next((c for c in _KINDS if c.exit_code == code), PassthruError)
 
 
 def reason(error: OSError) -> str:

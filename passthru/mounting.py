@@ -160,11 +160,11 @@ def fusermount(options: Options, source: str, target: str) -> int:
 UNMOUNTED, DETACHED, NOT_THERE = "unmounted", "detached", "not there"
 
 
-def unmount(target: str, mount_id: int, root: bool) -> str:
+def unmount(target: str, mount_id: int, root: bool, *, lazy: bool = True) -> str:
     """Unmount `target` if what is mounted there is still ours.
 
-    DETACHED: it was busy, and lives until its files are closed. NOT_THERE: unmounted, moved
-    or covered by somebody else. Raises OSError.
+    DETACHED: it was busy, and lives until its files are closed; not lazy: this is OSError (EBUSY), and
+    nothing is done. NOT_THERE: unmounted, moved or covered by somebody else. Raises OSError.
     """
     here = mounted_at(target)
     if here is None or here.mount_id != mount_id:
@@ -176,7 +176,7 @@ def unmount(target: str, mount_id: int, root: bool) -> str:
         except OSError as e:
             if e.errno == errno.EINVAL:  # somebody else has just done it
                 return NOT_THERE
-            if e.errno != errno.EBUSY:
+            if e.errno != errno.EBUSY or not lazy:
                 raise
         _sys.sync_mount(os.fsencode(target))
         _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
@@ -187,6 +187,8 @@ def unmount(target: str, mount_id: int, root: bool) -> str:
     here = mounted_at(target)
     if here is None or here.mount_id != mount_id:
         return NOT_THERE
+    if not lazy:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
     _sys.sync_mount(os.fsencode(target))
     subprocess.run([program, "-u", "-z", "-q", "--", target], check=False)
     return DETACHED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, NoReturn
 
 from ._version import VERSION
@@ -97,6 +97,7 @@ class Options:
 
     source: str = ""
     mountpoint: str = ""
+    _: KW_ONLY
 
     foreground: bool = option(False, "stay in the foreground", "-f", "--foreground")
     debug: bool = option(False, "log what the daemon does; implies -f", "-d", "--debug", o="debug")
@@ -281,6 +282,41 @@ def _parsed(f: Any, shown: str, text: str) -> Any:
         return f.metadata["parse"](text)
     except UsageError as e:
         raise UsageError(f"{shown}: {e}") from None
+
+
+def arguments(values: dict[str, Any]) -> list[str]:
+    """The command line's words for values of Options' fields by name; the inverse of parse().
+
+    A value of an option that is parsed from text may be that text. TypeError for a value of another type.
+    """
+    out = []
+    for f in _declared():
+        if f.name not in values or values[f.name] is None is f.default:
+            continue
+        m, value = f.metadata, values[f.name]
+        if m["parse"]:
+            kinds = (str, int, float) if isinstance(f.default, float) else (str, type(f.default))
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise TypeError(f"{f.name}: {value!r} is of type {type(value).__name__}")
+            text = str(value)
+            if m["o"]:
+                escaped = text.replace("\\", "\\\\").replace(",", "\\,")
+                out += ["-o", f"{m['o']}={escaped}"]
+            else:
+                out.append(f"{m['flags'][-1]}={text}")
+        elif not isinstance(value, bool):
+            raise TypeError(f"{f.name}: {value!r} is of type {type(value).__name__}, not bool")
+        elif value and m["o"]:
+            out += ["-o", m["o"]]
+        elif value:
+            out.append(m["flags"][-1])
+        elif m["no"]:
+            out += ["-o", m["no"]]
+        elif m["no_flags"]:
+            out.append(m["no_flags"][0])
+        elif f.default:
+            raise TypeError(f"{f.name}: this cannot be switched off")
+    return out
 
 
 def parse(argv: Sequence[str]) -> Options:

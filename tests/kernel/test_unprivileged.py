@@ -103,3 +103,30 @@ def test_mountpoint_of_somebody_else(users_mount, place, transport):
     lines = (place / "log").read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith("passthru: ")
     assert not mounted(place / "mnt")
+
+
+PROGRAM = """\
+import os, sys
+import passthru
+src, mnt, transport = sys.argv[1:]
+m = passthru.mount(src, mnt, transport=transport)
+with open(mnt + "/f", "w") as f:
+    try:
+        m.unmount()
+    except OSError as e:
+        print(e.strerror)
+print(m.stats().transport, os.stat(mnt + "/f").st_uid)
+m.unmount()
+with passthru.mount(src, mnt, transport=transport):
+    print(os.listdir(mnt))
+"""
+
+
+def test_python_api(users_mount, place, transport):
+    python = python_for_all()
+    assert python is not None  # the fixture has seen to that
+    said = subprocess.run(
+        [python[0], "-c", PROGRAM, place / "src", place / "mnt", transport], env=python[1], cwd="/", text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True, **USER).stdout
+    assert said == f"Device or resource busy\n{transport} {NOBODY}\n['f']\n"
+    assert not mounted(place / "mnt")
