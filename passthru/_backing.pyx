@@ -17,6 +17,7 @@ from passthru._request cimport *
 
 cdef void backing_close(Server *s, int32_t backing) noexcept nogil:
     cdef uint32_t id = <uint32_t> backing
+    atomic_sub32(&s.stats.backings, 1)
     ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id)
 
 
@@ -41,6 +42,7 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
         if failed in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
             s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
         return atomic_geti(&i.backing)
+    atomic_add32(&s.stats.backings, 1)
     if not atomic_casi(&i.backing, 0, id):
         backing_close(s, id)
         return atomic_geti(&i.backing)

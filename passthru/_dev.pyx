@@ -14,7 +14,7 @@ from passthru._ops cimport op_in_size, undelivered
 from passthru._pool cimport nap, pool_cancel, pool_interrupt
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
-from passthru._stats cimport T_DEV
+from passthru._stats cimport T_DEV, stats_answered
 
 cdef enum:
     PAGE = 4096
@@ -90,7 +90,7 @@ cdef void reply(DevRequest *d, int result) noexcept nogil:
         length += result
     else:
         out.error = result
-        r.ctx.stats.errors += 1
+    stats_answered(r.ctx.stats, r.h.opcode, r.start, out.error < 0)
     out.len = <uint32_t> length
     out.unique = r.h.unique
     r.ctx.stats.dev_replies += 1
@@ -156,6 +156,7 @@ cdef void dev_serve(DevThread *t) noexcept nogil:
                 continue
             t.error = errno
             break
+        d.req.start = now_ns()
         atomic_add32(&t.out, 1)
         result = take_in(t, d, n)
         if result == PENDING:

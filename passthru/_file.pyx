@@ -74,6 +74,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     if backing:
         out.open_flags |= FOPEN_PASSTHROUGH
         h.passthrough = 1
+        r.ctx.stats.opens_passthrough += 1
     else:
         # Pages cached at an earlier open are good if the file is still what it was then. An open
         # for writing may change it before the next one.

@@ -53,7 +53,6 @@ cdef struct Server:            # one mount
     StatsHeader *stats
     ThreadStats *thread_stats
     uint32_t max_threads
-    uint32_t threads           # thread ids given out
     void *pool                 # Pool: what waits for devices and remote sources
     void *waiters              # Pool: what waits for locks, as long as it takes
     void *locks                # lock owners, [LOCK_SHARDS]
@@ -78,6 +77,7 @@ cdef struct Context:           # one serving thread
     unsigned pooled            # requests with the pool, to be taken back here
     unsigned mask              # this thread's umask
     unsigned groups            # supplementary groups now set
+    uint64_t now               # when the thread last looked for requests (now_ns)
     uint64_t patience          # until then (ns) no backing write is tried inline
     char *scratch              # SCRATCH_SIZE bytes
     char *bounce               # see _copy.bounced()
@@ -92,6 +92,7 @@ cdef struct Request:
     uint32_t out_cap
     char *out                  # the reply's body; may be the same memory as arg
     Context *ctx
+    uint64_t start             # when it came (now_ns)
     Completer complete         # from another thread
     # Waiting I/O (_copy)
     Finisher finish            # continues after a backing CQE

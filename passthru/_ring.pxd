@@ -42,6 +42,7 @@ cdef struct Entry:
     uint64_t commit_id
     unsigned id            # among the worker's entries: header slot, registered-buffer slot
     unsigned state
+    bint buffered          # it has a payload buffer
     iovec iov[2]           # of REGISTER: the kernel may read it after the submission
 
 cdef struct Worker:        # a thread with an io_uring, serving one or more queues

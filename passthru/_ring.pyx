@@ -15,7 +15,7 @@ from passthru._libc cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
-from passthru._stats cimport T_QUEUE
+from passthru._stats cimport T_QUEUE, stats_answered
 from passthru._uring cimport *
 
 cdef enum:
@@ -138,7 +138,8 @@ cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
         out.error = 0
     else:
         out.error = result
-        e.queue.worker.ctx.stats.errors += 1
+    e.queue.worker.ctx.stats.buffers_given += e.buffered
+    stats_answered(e.queue.worker.ctx.stats, e.req.h.opcode, e.req.start, out.error < 0)
     out.len = <uint32_t> sizeof(fuse_out_header) + length
     out.unique = e.req.h.unique
     e.slot.ring_ent_in_out.payload_sz = length
@@ -158,7 +159,9 @@ cdef int entry_request(Entry *e) noexcept nogil:
     r.zero_copy = <uint16_t> (io.flags & FUSE_URING_ENT_ZERO_COPY)
     r.interrupted = 0
     r.interruptible = 0
-    if at < q.location_limit:
+    e.buffered = at < q.location_limit
+    q.worker.ctx.stats.buffers_taken += e.buffered
+    if e.buffered:
         r.out = r.arg = e.payload + at
         r.out_cap = <uint32_t> q.payloads.size
     else:
@@ -241,6 +244,7 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
             return
         e.state = E_OURS
         w.ctx.stats.ring_requests += 1
+        e.req.start = w.ctx.now
         result = entry_request(e)
         if result == 0:
             if e.req.zero_copy and e.req.h.opcode != FUSE_READ and e.req.h.opcode != FUSE_WRITE:
@@ -297,6 +301,8 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             cqe = uring_peek(&w.ring)
             if cqe == NULL:
                 break
+            if batch == 0:
+                w.ctx.now = now_ns()
             batch += 1
             # The slot of a CQE may be overwritten once it is seen; what follows may take a while.
             handle_cqe(w, cqe.user_data, cqe.res)

@@ -31,7 +31,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     cdef int r
     memset(ctx, 0, sizeof(Context))
     ctx.server = s
-    ctx.id = atomic_add32(&s.threads, 1)
+    ctx.id = atomic_add32(&s.stats.used, 1)
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
     if unshare(CLONE_FS) < 0 and s.config.identity:

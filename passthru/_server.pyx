@@ -39,6 +39,17 @@ def split_timeout(double seconds):
     return whole, min(int((seconds - whole) * 1e9), 999999999)
 
 
+def ranges(numbers):
+    """Numbers as a kernel list, such as b"0-3,8"."""
+    runs = {}  # {first: last}
+    first = None
+    for n in sorted(numbers):
+        if first is None or n != runs[first] + 1:
+            first = n
+        runs[first] = n
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs.items()).encode()
+
+
 cdef class ServerCore:
     """Tables, pool and configuration of one mount.
 
@@ -59,7 +70,7 @@ cdef class ServerCore:
         self.stats_buffer = view
         self.stats_base = &view[0]
         self.s.stats = <StatsHeader *> self.stats_base
-        self.s.thread_stats = <ThreadStats *> (self.stats_base + 4096)
+        self.s.thread_stats = <ThreadStats *> (self.stats_base + STATS_HEADER)
         self.s.max_threads = max_threads
         self.s.root_fd = root_fd
         cdef Config *c = &self.s.config
@@ -77,15 +88,19 @@ cdef class ServerCore:
         ops_init(null_io)
         self.s.dispatch = dispatch
         check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
+        self.s.handles.live = &self.s.stats.handles
         fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
         check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")
+        self.s.stats.inodes = self.s.inodes.slab.count  # the root
+        self.s.inodes.slab.live = &self.s.stats.inodes
         self.s.pool = pool_start(&self.s, pool_threads)
         self.s.waiters = pool_start(&self.s, 1024)
         self.s.locks = calloc(LOCK_SHARDS, 64)
         if self.s.pool == NULL or self.s.waiters == NULL or self.s.locks == NULL:
             raise MemoryError()
         self.s.stats.version = STATS_VERSION
+        self.s.stats.header_size = STATS_HEADER
         self.s.stats.block_size = sizeof(ThreadStats)
         self.s.stats.threads = max_threads
         self.s.stats.pid = os.getpid()
@@ -109,19 +124,6 @@ cdef class ServerCore:
         self.s.config.zero_copy = on
         self.s.config.zero_copy_min = smallest
 
-    def serving(self, unsigned transport, unsigned dialect, unsigned queues, unsigned depth,
-                uint64_t fuse_dev, uint64_t mount_id, bytes source, bytes mountpoint):
-        """Tell the status page what serves this mount."""
-        cdef StatsHeader *h = self.s.stats
-        h.transport = transport
-        h.dialect = dialect
-        h.queues = queues
-        h.depth = depth
-        h.fuse_dev = fuse_dev
-        h.mount_id = mount_id
-        strncpy(h.source, source, sizeof(h.source) - 1)
-        strncpy(h.mountpoint, mountpoint, sizeof(h.mountpoint) - 1)
-
     def mounted_below(self, uint64_t dev, uint64_t ino, bytes name, int fd):
         """The mountpoint is `name` in the source's directory (dev, ino); fd, taken over, is what lies under it."""
         if len(name) > 255:
@@ -139,7 +141,7 @@ cdef class ServerCore:
     @property
     def live(self):
         """(inodes, handles) known now; the root counts."""
-        return self.s.inodes.slab.live, self.s.handles.live
+        return self.s.inodes.slab.live[0], self.s.handles.live[0]
 
     def stop(self):
         """Ask all threads to end when they have nothing in flight; wake them besides. No lock is waited for."""
@@ -183,7 +185,7 @@ cdef void handles_destroy(Slab *handles) noexcept nogil:
 
 def stats_size(unsigned max_threads):
     """Bytes of the status page for that many serving threads."""
-    return 4096 + max_threads * sizeof(ThreadStats)
+    return STATS_HEADER + max_threads * sizeof(ThreadStats)
 
 
 cdef class QueueThread:
@@ -215,6 +217,7 @@ cdef class QueueThread:
         free(ids)
         self.opened = True
         check(r, "io_uring")
+        strncpy(self.w.ctx.stats.queues, ranges(qids), sizeof(self.w.ctx.stats.queues) - 1)
 
     def register(self, int fuse_fd, unsigned dialect, bint forced, bint zero_copy, bint pin_buffers, bint pin_headers):
         """Hand all entries to the kernel. OSError: the ring is off for this connection.

@@ -33,7 +33,8 @@ cdef struct Slab:
     uint32_t chunks        # next chunk number
     void **directory       # Chunk * by number, NULL where there is none yet
     char pad[64]           # what is written at each allocation lies apart from what each look-up reads
-    uint32_t live          # slots in use, for the status
+    uint32_t *live         # slots in use: `count`, or in the status page
+    uint32_t count
 
 cdef int slab_init(Slab *s, size_t item) noexcept nogil
 cdef void slab_destroy(Slab *s) noexcept nogil

@@ -11,6 +11,7 @@ cdef int slab_init(Slab *s, size_t item) noexcept nogil:
     """Slots of `item` bytes; slot 0 is never given out. 0 or -ENOMEM."""
     memset(s, 0, sizeof(Slab))
     s.item = item
+    s.live = &s.count
     s.directory = <void **> calloc(SLAB_CHUNKS, sizeof(void *))  # untouched pages cost nothing
     if s.directory == NULL:
         return -ENOMEM
@@ -114,7 +115,7 @@ cdef uint32_t slab_alloc(Slab *s, unsigned shard) noexcept nogil:
     if not c.free and c.fresh == CHUNK_SLOTS:
         list_del(sh, c)
     spin_unlock(&sh.lock)
-    atomic_add32(&s.live, 1)
+    atomic_add32(s.live, 1)
     memset(c.items + slot * s.item, 0, s.item)
     return (c.number << CHUNK_BITS) | slot
 
@@ -136,7 +137,7 @@ cdef void slab_free(Slab *s, uint32_t index) noexcept nogil:
         list_del(sh, c)
         empty = True
     spin_unlock(&sh.lock)
-    atomic_sub32(&s.live, 1)
+    atomic_sub32(s.live, 1)
     if empty:
         # The addresses stay: who looks at a slot without a lock finds zeroes.
         madvise(c.items, chunk_bytes(s), MADV_DONTNEED)

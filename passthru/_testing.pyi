@@ -4,6 +4,8 @@ from typing import Self
 
 from passthru._server import ServerCore
 
+def latency_bucket(ns: int) -> int: ...
+
 class Requests:
     def __new__(
         cls, core: ServerCore, size: int, buffers: int = 1, mask: int = 0, scale: int = 0, zero_copy: bool = False

@@ -1,7 +1,7 @@
 """For tests only: requests without a kernel, through the ring's parser and to the handlers."""
 import os
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
@@ -12,9 +12,15 @@ from passthru._ring cimport Entry, Queue, Worker, entry_request
 from passthru._serve cimport context_close, context_open
 from passthru._server cimport ServerCore
 from passthru._stats cimport T_QUEUE
+from passthru._stats cimport latency_bucket as bucket
 
 cdef enum:
     PAGE = 4096
+
+
+def latency_bucket(uint64_t ns):
+    """The bucket of a latency."""
+    return bucket(ns)
 
 
 cdef void completed(Request *r, int result) noexcept nogil:

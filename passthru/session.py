@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 
 import psutil
 
@@ -348,10 +349,20 @@ class Session:
             self.visible = True
             self.kernel_mount.close()
         os.close(self.target_fd)
-        self.core.serving(
-            1 if self.transport == "ring" else 2, self.dialect if self.transport == "ring" else 0,
-            len(possible_cpus()) if self.transport == "ring" else 0, self.depth, self.fuse_dev,
-            self.mount_id, os.fsencode(o.source), os.fsencode(self.target))
+        self._describe()
+
+    def _describe(self) -> None:
+        """Tell the status page what serves this mount."""
+        assert self.page is not None
+        o, ring = self.options, self.transport == "ring"
+        self.page.describe(
+            dialect=self.dialect if ring else 0, queues=len(possible_cpus()) if ring else 0,
+            depth=self.depth if ring else 0, buffers=self.buffers if ring and self.dialect != PER_ENTRY else 0,
+            readers=len(self.readers), pinned=ring and self.pinned, zero_copy=ring and self.zero_copy,
+            passthrough=self.passthrough, identity=self.identity, fuse_dev=self.fuse_dev, mount_id=self.mount_id,
+            source=os.fsencode(o.source), mountpoint=os.fsencode(self.target))
+        self.page.settings({f.name: getattr(o, f.name) for f in fields(o) if f.metadata})
+        self.page.describe(transport=1 if ring else 2)  # last: from now on it is complete
 
     def _create_answering(self) -> None:
         """Make the superblock, which waits for INIT's answer: that is another thread's work."""

@@ -4,15 +4,17 @@ import struct
 
 import pytest
 
-from passthru import _server, stats
+from passthru import _server, _testing, stats
 
 
 def make_page(path, **header):
     """A page as a daemon leaves it, with one thread."""
     data = bytearray(_server.stats_size(1))
     record = stats.np.zeros((), stats.HEADER_DTYPE)
-    record["magic"], record["version"], record["threads"] = stats.MAGIC, stats.VERSION, 1
+    record["magic"], record["version"], record["header_size"] = stats.MAGIC, stats.VERSION, stats.HEADER
+    record["threads"] = record["used"] = 1
     record["block_size"] = stats.THREAD_DTYPE.itemsize
+    record["pid"], record["start_ticks"] = os.getpid(), stats.start_ticks(os.getpid())
     for name, value in header.items():
         record[name] = value
     data[:record.nbytes] = record.tobytes()
@@ -45,15 +47,14 @@ def test_core_writes_what_is_read(tmp_path):
             arguments[missing] = 0
     try:
         core.negotiated(0x1122334455667788, 46, -1, False)
-        core.serving(1, 1, 2, 16, 99, 1234, b"/the source", b"/the mountpoint")
         (tmp_path / "page").write_bytes(memory)
         h = stats.read(tmp_path / "page").header
-        assert (h["pid"], h["threads"], h["minor"], h["depth"]) == (os.getpid(), 300, 46, 16)
-        assert (h["init_flags"], h["fuse_dev"], h["mount_id"]) == (0x1122334455667788, 99, 1234)
-        assert (h["max_write"], h["payload_size"], h["queues"]) == (1 << 20, 1 << 20, 2)
-        assert (bytes(h["source"]), bytes(h["mountpoint"])) == (b"/the source", b"/the mountpoint")
+        assert (h["pid"], h["threads"], h["used"], h["minor"]) == (os.getpid(), 300, 0, 46)
+        assert h["init_flags"] == 0x1122334455667788
+        assert (h["max_write"], h["payload_size"]) == (1 << 20, 1 << 20)
+        assert (h["inodes"], h["handles"], h["backings"]) == (1, 0, 0) and core.live == (1, 0)
         s = stats.read(tmp_path / "page")
-        assert (s.transport, s.dialect, s.total("ring_requests"), s.ops()) == ("ring", "per-entry", 0, {})
+        assert (s.transport, s.dialect, s.total("ring_requests"), s.ops()) == ("none", "", 0, {})
     finally:
         core.close()
         os.close(source)
@@ -70,7 +71,8 @@ def test_counts(tmp_path):
     assert (s.transport, s.total("dev_requests"), s.ops()) == ("dev", 7, {"READ": 5})
 
 
-@pytest.mark.parametrize("header", [{"magic": 1}, {"version": 99}, {"block_size": 8}])
+@pytest.mark.parametrize("header", [
+    {"magic": 1}, {"version": 99}, {"block_size": 8}, {"header_size": 4096}, {"threads": 2}, {"threads": 1 << 31}])
 def test_pages_of_others(tmp_path, header):
     with pytest.raises(ValueError):
         stats.read(make_page(tmp_path / "page", **header))
@@ -86,7 +88,8 @@ def test_live(tmp_path, monkeypatch):
     """Pages of processes that are, by mountpoint; those of dead ones are not shown."""
     monkeypatch.setattr(stats, "directory", lambda: tmp_path)
     make_page(tmp_path / str(os.getpid()), mountpoint=b"/m")
-    make_page(tmp_path / str((1 << 22) + 5), mountpoint=b"/dead")  # beyond any pid
+    make_page(tmp_path / str((1 << 22) + 5), pid=(1 << 22) + 5, mountpoint=b"/dead")  # beyond any pid
+    make_page(tmp_path / "1", start_ticks=5, mountpoint=b"/again")  # another process has its pid now
     make_page(tmp_path / "junk")
     assert len(stats.live()) == 1
     assert bytes(stats.of("/m").header["mountpoint"]) == b"/m"
@@ -96,9 +99,18 @@ def test_live(tmp_path, monkeypatch):
 
 def test_own_page(tmp_path, monkeypatch):
     monkeypatch.setattr(stats, "directory", lambda: tmp_path / "a" / "b")
-    page = stats.Page(8192)
+    page = stats.Page(_server.stats_size(1))
     assert page.path.stat().st_mode & 0o777 == 0o600
     assert page.path.parent.stat().st_mode & 0o777 == 0o700
+    page.describe(source=b"/a", queues=3)
+    page.settings({"a": 1})
+    page.settings({"b": [2]})
+    page.describe(magic=stats.MAGIC, version=stats.VERSION, header_size=stats.HEADER, threads=1,
+                  block_size=stats.THREAD_DTYPE.itemsize)
+    s = stats.read(page.path)
+    assert (s.source, s.header["queues"], s.settings) == ("/a", 3, {"b": [2]})
+    with pytest.raises(ValueError):
+        page.settings({"c": "x" * stats.SETTINGS})
     page.memory[:4] = b"data"
     assert page.path.read_bytes()[:4] == b"data"
     page.remove()
@@ -110,3 +122,32 @@ def test_own_page(tmp_path, monkeypatch):
 def test_opcodes():
     assert len(stats.OPCODES) == len(set(stats.OPCODES.values()))
     assert all(n < _server.OPCODES for n in stats.OPCODES)
+
+
+def test_queue_numbers():
+    assert _server.ranges([3, 0, 1, 2, 8]) == b"0-3,8"
+    assert _server.ranges([]) == b""
+
+
+def test_latency_buckets():
+    """The C code's bucket of a latency is the one whose bounds numpy has."""
+    bounds = [int(b) for b in stats.BOUNDS]
+    assert len(bounds) == stats.BUCKETS + 1 and bounds == sorted(set(bounds))
+    for n in range(stats.BUCKETS):
+        assert _testing.latency_bucket(bounds[n]) == n
+        assert _testing.latency_bucket(bounds[n + 1] - 1) == n
+        assert n < 8 or (bounds[n + 1] - bounds[n]) / bounds[n] <= 1 / 8
+    assert _testing.latency_bucket(1 << 63) == stats.BUCKETS - 1
+
+
+def test_quantiles():
+    buckets = stats.np.zeros(stats.BUCKETS, "u8")
+    values = [1000 * n for n in range(1, 1001)]  # 1 us to 1 ms
+    for v in values:
+        buckets[_testing.latency_bucket(v)] += 1
+    latency = stats.Latency(buckets, sum(values))
+    assert latency.count == 1000
+    for q in (0.5, 0.9, 0.99, 0.999):
+        assert latency.quantile(q) == pytest.approx(q * 1e-3, rel=1 / 16)
+    assert 0 <= latency.quantile(0) <= 1.1e-6
+    assert (latency - latency).count == 0 and stats.np.isnan((latency - latency).quantile(0.5))
