@@ -138,9 +138,29 @@ def measure(place: Place, benchmark: Any, request: pytest.FixtureRequest) -> Ite
 
 
 TABLE: pytest.StashKey[dict[str, dict[str, float]]] = pytest.StashKey()
+PIECES: pytest.StashKey[dict[str, float]] = pytest.StashKey()
+
+
+@pytest.fixture
+def piece(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """piece(name, work, times): time work(times), which does so many operations; the fastest round counts."""
+    def go(name: str, work: Callable[[int], int], times: int) -> None:
+        assert work(times) == times  # warm, and proved
+        benchmark.group = "pieces"
+        benchmark.pedantic(work, args=(times,), rounds=2 * ROUNDS)
+        if benchmark.stats is not None:
+            ns = benchmark.stats.stats.min / times * 1e9
+            benchmark.extra_info["ns_per_operation"] = round(ns, 2)
+            request.config.stash.setdefault(PIECES, {})[name] = ns
+    return go
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    pieces = config.stash.get(PIECES, {})
+    if pieces:
+        terminalreporter.section("nanoseconds per operation, least of all rounds")
+        for name, ns in pieces.items():
+            terminalreporter.line(f"{name:48}{ns:>12,.1f}")
     table = config.stash.get(TABLE, {})
     if not table:
         return

@@ -2,9 +2,11 @@
 import os
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
+from passthru._inode cimport Inode, inode_add, inode_at, inode_find
 from passthru._libc cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
@@ -101,6 +103,107 @@ cdef class Requests:
             raise AssertionError(f"a reply of {result} bytes for {r.out_cap}")
         return result, (<char *> r.out)[:160 if r.out_cap > 160 else r.out_cap]
 
+    def parse_many(self, bytes slot, unsigned long times):
+        """Have the parser take `times` requests from 64 entries in turn, each like `slot` but with a payload of its own.
+
+        How many were taken.
+        """
+        cdef unsigned depth = 64
+        cdef unsigned buffers = <unsigned> ((self.q.location_limit + self.q.payloads.size - 1) / self.q.payloads.size)
+        cdef fuse_uring_req_header *slots = <fuse_uring_req_header *> calloc(depth, sizeof(fuse_uring_req_header))
+        cdef Entry *entries = <Entry *> calloc(depth, sizeof(Entry))
+        cdef unsigned n
+        cdef unsigned long k
+        cdef unsigned long taken = 0
+        if slots == NULL or entries == NULL or len(slot) != sizeof(fuse_uring_req_header):
+            free(slots)
+            free(entries)
+            raise ValueError("no memory, or wrong size")
+        for n in range(depth):
+            memcpy(&slots[n], <char *> slot, sizeof(fuse_uring_req_header))
+            if self.q.location_mask:
+                slots[n].ring_ent_in_out.location = <uint32_t> (
+                    n % buffers * (self.q.payloads.size / self.q.location_scale))
+            entries[n] = self.e
+            entries[n].slot = &slots[n]
+        with nogil:
+            for k in range(times):
+                if entry_request(&entries[k & (depth - 1)]) == 0:
+                    taken += 1
+        free(slots)
+        free(entries)
+        return taken
+
     def close(self):
         context_close(&self.w.ctx)
         munmap(self.region, self.region_len)
+
+
+cdef class Inodes:
+    """Made-up inodes in a mount's table, known by file handle: none has an fd, none is in the source.
+
+    Look-ups go through them in an order that no cache foresees. The table goes with the core.
+    """
+    cdef ServerCore core
+    cdef uint32_t *nodes
+    cdef uint32_t count
+
+    def __cinit__(self, ServerCore core, uint32_t count):
+        cdef statx stx
+        cdef file_handle_max fh
+        cdef uint32_t n
+        self.core = core
+        self.nodes = <uint32_t *> malloc(count * sizeof(uint32_t))
+        if self.nodes == NULL:
+            raise MemoryError()
+        for n in range(count):
+            made_up(n, &stx, &fh)
+            self.nodes[n] = inode_add(&core.s.inodes, n, 0, &stx, -1, &fh)
+            if not self.nodes[n]:
+                raise MemoryError()
+        self.count = count
+
+    def close(self):
+        """After that nothing is looked up any more."""
+        free(self.nodes)
+        self.nodes = NULL
+
+    def by_nodeid(self, unsigned long times):
+        """What each request does. How many were found."""
+        cdef unsigned long _
+        cdef unsigned long found = 0
+        cdef uint32_t n = 1
+        cdef Inode *i
+        with nogil:
+            for _ in range(times):
+                n = n * <uint32_t> 0x9e3779b1 + 97
+                i = inode_at(&self.core.s.inodes, self.nodes[(<uint64_t> n * self.count) >> 32])
+                if i != NULL:
+                    found += 1
+        return found
+
+    def by_stat(self, unsigned long times):
+        """What LOOKUP of a known file does. How many were found."""
+        cdef unsigned long _
+        cdef unsigned long found = 0
+        cdef uint32_t n = 1
+        cdef uint32_t at
+        cdef statx stx
+        cdef file_handle_max fh
+        with nogil:
+            for _ in range(times):
+                n = n * <uint32_t> 0x9e3779b1 + 97
+                at = <uint32_t> ((<uint64_t> n * self.count) >> 32)
+                made_up(at, &stx, &fh)
+                if inode_find(&self.core.s.inodes, 0, &stx, &fh) == self.nodes[at]:
+                    found += 1
+        return found
+
+
+cdef void made_up(uint32_t n, statx *stx, file_handle_max *fh) noexcept nogil:
+    memset(stx, 0, sizeof(statx))
+    stx.stx_ino = 0x100000 + n
+    stx.stx_mode = 0o100644
+    fh.handle_bytes = 8
+    fh.handle_type = 1
+    memcpy(fh.f_handle, &stx.stx_ino, 8)

@@ -12,6 +12,7 @@ from ._version import VERSION
 from .errors import UsageError
 
 PAGE = 4096
+POOL = 15 << 18  # bytes: with a ring and what else a queue's thread takes, below 4 MiB for each CPU
 TRANSPORTS = ("auto", "ring", "dev")
 DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
@@ -140,7 +141,7 @@ class Options:
         "O_DIRECT or of 1 MiB and more, 'on': for all", "--zero-copy",
         parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="zero_copy")
     payload_buffers: int = option(
-        0, "payload buffers per queue, where entries share them; 0: as many as make 4 MiB", "--payload-buffers",
+        0, "payload buffers per queue, where entries share them; 0: as many as 3.75 MiB hold", "--payload-buffers",
         parse=lambda t: _int(t, 0, 1024), metavar="N", o="payload_buffers")
     pin_buffers: bool = option(
         True, "register shared payload buffers with the kernel, which pins them; the default", "--pin-buffers",
@@ -192,7 +193,7 @@ class Options:
     @property
     def buffers(self) -> int:
         """Payload buffers per queue of a pool."""
-        return self.payload_buffers or max(1, min(self.queue_depth, (4 << 20) // self.payload_size))
+        return self.payload_buffers or max(1, min(self.queue_depth, POOL // self.payload_size))
 
     @property
     def payload_size(self) -> int:

@@ -1,0 +1,81 @@
+"""Memory is taken with use, and an idle daemon takes no CPU time."""
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from _daemon import environment
+
+CPUS = len(os.sched_getaffinity(0))
+MIB = 1 << 20
+PER_CPU = 4 * MIB
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def resident(pid: int) -> int:
+    """Bytes in memory."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Rss: +(\d+) kB", text, re.MULTILINE)[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> int:
+    """What a Python takes that has loaded all that the daemon is made of."""
+    code = "import passthru.session, sys; print(); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as p:
+        p.stdout.readline()
+        size = resident(p.pid)
+        p.communicate(b"")
+    return size
+
+
+def test_at_start(fs, interpreter):
+    assert resident(fs.pid) - interpreter <= CPUS * PER_CPU
+
+
+def test_deep_queues_cost_no_payload_memory_at_start(mount, transport, interpreter):
+    fs = mount("--queue-depth", "64")
+    assert resident(fs.pid) - interpreter <= CPUS * PER_CPU
+
+
+def test_grows_with_use_and_no_further(mount, transport):
+    """Small requests take a page or two of a payload each, not all of it."""
+    fs = mount("--queue-depth", "8")
+    (fs.src / "f").write_bytes(os.urandom(4 * MIB))
+
+    def read(block: int) -> int:
+        fd = os.open(fs.mnt / "f", os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for _ in range(3):
+            for at in range(0, 4 * MIB, block):
+                assert len(os.pread(fd, block, at)) == block
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        return resident(fs.pid)
+
+    before = resident(fs.pid)
+    small = read(4096)
+    if "[always]" not in (THP.read_text() if THP.exists() else ""):
+        assert small - before < 2 * MIB
+    large = read(MIB)
+    limit = CPUS * 8 * MIB if transport == "ring" else 2 * len(os.listdir(f"/proc/{fs.pid}/task")) * MIB
+    assert large - before < limit + 2 * MIB
+
+
+def test_idle(fs):
+    """No clock tick of CPU time in seconds, after work as well."""
+    (fs.mnt / "f").write_bytes(b"x" * 100_000)
+    assert (fs.mnt / "f").read_bytes()
+    time.sleep(0.2)
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{fs.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(3)
+    assert ticks() == before
