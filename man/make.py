@@ -26,7 +26,7 @@ DATE = "2026-11-20"  # of the last change to the prose here
 HEAD = r""".\" Written by man/make.py: do not edit.
 .TH PASSTHRU 8 @DATE@ "passthru @VERSION@" "System Manager's Manual"
 .SH NAME
-passthru \- mirror a directory through FUSE over io_uring
+passthru \- mirror a directory or a file through FUSE over io_uring
 .SH SYNOPSIS
 .B passthru
 .RI [ options ]
@@ -50,6 +50,25 @@ where it does not.
 The source is held open from the start: if it is renamed, or if something is
 mounted over it, the mount goes on to show the same directory.
 The mountpoint may be the source itself or a directory within it.
+.PP
+.I SOURCE
+may also be one regular file or block device.
+Then
+.I MOUNTPOINT
+is an existing regular file, perhaps the source itself; the mount shows a
+regular file of the source's size, and ends as any other does.
+A file grows when something is written past its end or when it is truncated to
+more; with
+.B \-\-fixed\-size
+it does not.
+A block device never does, and a read-only one is mounted read-only.
+Of what keeps its size, a write that crosses the end is short, and one behind
+it fails with ENOSPC; truncating it, by
+.BR open (2)
+with O_TRUNC too, fails with EPERM.
+Holes may be punched, and
+.BR lseek (2)
+finds them in a file; a block device is data everywhere.
 .PP
 Without
 .B \-f

@@ -1,6 +1,7 @@
 # Payload memory and the data path.
 from libc.stdint cimport uint32_t
 
+from passthru._inode cimport Handle
 from passthru._request cimport Context, Handler, Request
 from passthru._uring cimport Uring
 
@@ -18,6 +19,7 @@ cdef bint has_suid(int fd) noexcept nogil
 cdef void kill_suidgid(int fd) noexcept nogil
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil
 cdef int later(Request *r, Handler blocking) noexcept nogil
+cdef int cache_fd(Handle *h) noexcept nogil
 
 cdef int op_read(Request *r) noexcept nogil
 cdef int op_write(Request *r) noexcept nogil

@@ -49,7 +49,10 @@ cdef inline uint64_t stx_btime(statx *stx) noexcept nogil:
 
 
 cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles) noexcept nogil:
-    """A table whose nodeid 1 is the directory `root_fd`, which it takes over. 0 or -errno."""
+    """A table whose nodeid 1 is what `root_fd` (O_PATH) is, which it takes over. 0 or -errno.
+
+    That is a directory, a regular file, or a block device, which is then taken for a regular file.
+    """
     cdef statx stx
     cdef int r, fs
     cdef unsigned n
@@ -81,6 +84,10 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
     i = inode_at(t, node)
     i.nlookup = <uint64_t> 1 << 62
     i.pins = 1  # its fd is never closed
+    if stx.stx_mode & S_IFMT == S_IFBLK:
+        i.type = S_IFREG >> 12
+        # The filesystem is that of the node (devtmpfs); nor has the kernel devices for backing files.
+        t.fs[fs].flags = (t.fs[fs].flags & ~<uint32_t> FS_MEMORY) | FS_NO_BACKING
     return 0
 
 

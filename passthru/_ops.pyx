@@ -18,6 +18,7 @@ from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
 from passthru._null cimport null_fsync, null_read, null_write
 from passthru._request cimport *
+from passthru._single cimport *
 from passthru._xattr cimport *
 
 cdef struct Operation:
@@ -29,13 +30,57 @@ cdef enum:
     OWN_WAIT = 1           # the handler itself sends what waits away
     SETXATTR_EXT = 1 << 29
 
-cdef Operation OPS[FUSE_OPCODES]
+cdef Operation OPS[ROOTS][FUSE_OPCODES]
 
 
 cdef void op(unsigned opcode, Handler handler, uint32_t op_in, uint32_t flags) noexcept nogil:
-    OPS[opcode].handler = handler
-    OPS[opcode].op_in = op_in
-    OPS[opcode].flags = flags
+    cdef unsigned root
+    for root in range(ROOTS):
+        OPS[root][opcode].handler = handler
+        OPS[root][opcode].op_in = op_in
+        OPS[root][opcode].flags = flags
+
+
+cdef void op_for(unsigned root, unsigned opcode, Handler handler) noexcept nogil:
+    """Another handler for that kind of root."""
+    OPS[root][opcode].handler = handler
+
+
+cdef void single_init() noexcept nogil:
+    """What differs where the root is one file."""
+    cdef unsigned root
+    for root in range(ROOT_FILE, ROOTS):
+        op_for(root, FUSE_LOOKUP, op_notdir)
+        op_for(root, FUSE_SYMLINK, op_notdir)
+        op_for(root, FUSE_MKNOD, op_notdir)
+        op_for(root, FUSE_MKDIR, op_notdir)
+        op_for(root, FUSE_UNLINK, op_notdir)
+        op_for(root, FUSE_RMDIR, op_notdir)
+        op_for(root, FUSE_RENAME, op_notdir)
+        op_for(root, FUSE_RENAME2, op_notdir)
+        op_for(root, FUSE_LINK, op_notdir)
+        op_for(root, FUSE_CREATE, op_notdir)
+        op_for(root, FUSE_TMPFILE, op_notdir)
+        op_for(root, FUSE_OPENDIR, op_notdir)
+        op_for(root, FUSE_READDIR, op_notdir)
+        op_for(root, FUSE_READDIRPLUS, op_notdir)
+        op_for(root, FUSE_FSYNCDIR, op_notdir)
+        op_for(root, FUSE_SYNCFS, op_sync_root)
+    for root in range(ROOT_FIXED, ROOTS):
+        # copy_file_range(2) knows no end and no devices: the kernel reads and writes instead.
+        op_for(root, FUSE_COPY_FILE_RANGE, op_unknown)
+        op_for(root, FUSE_COPY_FILE_RANGE_64, op_unknown)
+    op_for(ROOT_FIXED, FUSE_OPEN, op_open_fixed)
+    op_for(ROOT_FIXED, FUSE_SETATTR, op_setattr_fixed)
+    op_for(ROOT_FIXED, FUSE_WRITE, op_write_fixed)
+    op_for(ROOT_FIXED, FUSE_FALLOCATE, op_fallocate_fixed)
+    op_for(ROOT_DEVICE, FUSE_OPEN, op_open_device)
+    op_for(ROOT_DEVICE, FUSE_GETATTR, op_getattr_device)
+    op_for(ROOT_DEVICE, FUSE_SETATTR, op_setattr_device)
+    op_for(ROOT_DEVICE, FUSE_STATX, op_statx_device)
+    op_for(ROOT_DEVICE, FUSE_STATFS, op_statfs_device)
+    op_for(ROOT_DEVICE, FUSE_LSEEK, op_lseek_device)
+    op_for(ROOT_DEVICE, FUSE_FALLOCATE, op_fallocate_device)
 
 
 cdef int op_destroy(Request *r) noexcept nogil:
@@ -47,7 +92,7 @@ cdef int op_unknown(Request *r) noexcept nogil:
 
 
 cdef void ops_init(bint null_io) noexcept nogil:
-    """Fill the table, in opcode order. null_io: data is neither read nor written (see _null)."""
+    """Fill the table, a row for each kind of root. null_io: data is neither read nor written (see _null)."""
     cdef unsigned n
     for n in range(FUSE_OPCODES):
         op(n, op_unknown, 0, OWN_WAIT)
@@ -95,10 +140,12 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_TMPFILE, op_tmpfile, sizeof(fuse_create_in), 0)
     op(FUSE_STATX, op_statx, sizeof(fuse_statx_in), 0)
     op(FUSE_COPY_FILE_RANGE_64, op_copy_file_range, sizeof(fuse_copy_file_range_in), OWN_WAIT)
+    single_init()
     if null_io:
-        OPS[FUSE_READ].handler = null_read
-        OPS[FUSE_WRITE].handler = null_write
-        OPS[FUSE_FSYNC].handler = null_fsync
+        for n in range(ROOTS):
+            op_for(n, FUSE_READ, null_read)
+            op_for(n, FUSE_WRITE, null_write)
+            op_for(n, FUSE_FSYNC, null_fsync)
 
 
 cdef uint32_t op_in_size(uint32_t opcode, uint64_t init_flags) noexcept nogil:
@@ -107,7 +154,7 @@ cdef uint32_t op_in_size(uint32_t opcode, uint64_t init_flags) noexcept nogil:
         return 0
     if opcode == FUSE_SETXATTR and init_flags & SETXATTR_EXT:
         return sizeof(fuse_setxattr_in)
-    return OPS[opcode].op_in
+    return OPS[ROOT_TREE][opcode].op_in
 
 
 cdef int dispatch(Request *r) noexcept nogil:
@@ -118,7 +165,7 @@ cdef int dispatch(Request *r) noexcept nogil:
     cdef Inode *i
     if opcode >= FUSE_OPCODES:
         return -ENOSYS
-    o = &OPS[opcode]
+    o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
     if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode, s.config.init_flags):
         return -EINVAL

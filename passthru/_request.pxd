@@ -20,6 +20,12 @@ cdef enum:
     KIND_MASK = 7
     SCRATCH_SIZE = 65536
     LOCK_SHARDS = 64
+    # Config.root: what the mount's root is
+    ROOT_TREE = 0              # a directory
+    ROOT_FILE = 1              # a regular file
+    ROOT_FIXED = 2             # a regular file that keeps its size
+    ROOT_DEVICE = 3            # a block device, shown as a regular file
+    ROOTS = 4
 
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
@@ -45,6 +51,8 @@ cdef struct Config:
     int xattr                  # serve extended attributes
     int debug
     int writeback
+    unsigned root
+    uint64_t fixed_size        # bytes of a ROOT_FIXED
 
 cdef struct Server:            # one mount
     Config config

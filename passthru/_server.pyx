@@ -53,15 +53,18 @@ def ranges(numbers):
 cdef class ServerCore:
     """Tables, pool and configuration of one mount.
 
-    root_fd: the source directory, opened O_RDONLY; stays the caller's. stats: a writable
+    root_fd: the source, a directory, regular file or block device, opened O_RDONLY; stays the
+    caller's. fixed_size: a regular file keeps the size that it has now. stats: a writable
     buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
-                  bint locks, bint xattr, bint writeback, bint null_io=False):
+                  bint locks, bint xattr, bint writeback, bint null_io=False, bint fixed_size=False):
         cdef char[::1] view = stats
+        cdef statx stx
+        cdef char path[32]
         cdef int fd
         memset(&self.s, 0, sizeof(Server))
         self.s.below_fd = -1
@@ -89,7 +92,17 @@ cdef class ServerCore:
         self.s.dispatch = dispatch
         check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
         self.s.handles.live = &self.s.stats.handles
-        fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        check(-errno if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0, "source")
+        if stx.stx_mode & S_IFMT == S_IFDIR:
+            c.root = ROOT_TREE
+        elif stx.stx_mode & S_IFMT == S_IFBLK:
+            c.root = ROOT_DEVICE
+        else:
+            c.root = ROOT_FIXED if fixed_size else ROOT_FILE
+            c.fixed_size = stx.stx_size
+        # By the fd, since a mount may lie over the source's name.
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", root_fd)
+        fd = open(path, O_PATH | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
         check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")
         self.s.stats.inodes = self.s.inodes.slab.count  # the root

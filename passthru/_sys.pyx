@@ -23,7 +23,7 @@ cdef int check(int r, what) except -1:
 
 
 def clone_mount(int fd, unsigned clear, unsigned set, bint recursive):
-    """An O_PATH fd of the same directory in a private copy of its mount (open_tree(2), mount_setattr(2)).
+    """An O_PATH fd of the same object in a private copy of its mount (open_tree(2), mount_setattr(2)).
 
     clear, set: MOUNT_ATTR_ bits; recursive: with the mounts below.
     """
@@ -77,7 +77,7 @@ def sync_mount(bytes target):
     cdef int fd
     cdef const char *path = target
     with nogil:
-        fd = open_fd(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
+        fd = open_fd(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW)
         if fd >= 0:
             syncfs(fd)
             close(fd)

@@ -18,13 +18,13 @@ class UsageError(PassthruError):
 
 
 class SourceError(PassthruError):
-    """The source is missing, not a directory, or not readable."""
+    """The source is missing, not readable, or neither a directory nor a regular file nor a block device."""
 
     exit_code = 3
 
 
 class MountpointError(PassthruError):
-    """The mountpoint is missing, not a directory, or already a mount point."""
+    """The mountpoint is missing, already a mount point, or no directory (no file, for a source that is a file)."""
 
     exit_code = 4
 

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import socket
+import stat
 import subprocess
 from dataclasses import dataclass
 
@@ -53,16 +54,28 @@ def mounted_at(target: str) -> MountInfo | None:
     return next((m for m in reversed(mounts()) if m.target == target), None)
 
 
-def open_mountpoint(path: str) -> tuple[str, int]:
-    """(real path, O_PATH fd) of a directory to mount on. Raises MountpointError."""
+def open_mountpoint(path: str, directory: bool = True) -> tuple[str, int]:
+    """(real path, O_PATH fd) of a directory, or a regular file, to mount on. Raises MountpointError."""
     real = os.path.realpath(path)
     here = mounted_at(real)
     if here is not None and here.fstype != "autofs":
         raise MountpointError(f"mountpoint {path}: already a mount point ({here.fstype})")
     try:
-        return real, os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(real, os.O_PATH | os.O_CLOEXEC)
     except OSError as e:
         raise MountpointError(f"mountpoint {path}: {reason(e)}") from None
+    mode = os.fstat(fd).st_mode
+    wrong = ""
+    if directory and not stat.S_ISDIR(mode):
+        wrong = "not a directory, as the source is"
+    elif not directory and stat.S_ISDIR(mode):
+        wrong = "a directory, but the source is a file, and is mounted on a file"
+    elif not directory and not stat.S_ISREG(mode):
+        wrong = "not a regular file, on which a source that is a file is mounted"
+    if wrong:
+        os.close(fd)
+        raise MountpointError(f"mountpoint {path}: {wrong}")
+    return real, fd
 
 
 def allow_other(options: Options) -> bool:
@@ -73,14 +86,14 @@ def allow_other(options: Options) -> bool:
 class KernelMount:
     """A mount made with the mount API: visible only when attach() is called."""
 
-    def __init__(self, options: Options, source: str, fuse_fd: int):
-        """Raises OSError (EPERM, ENOSYS) if this is not allowed or not known here."""
+    def __init__(self, options: Options, source: str, fuse_fd: int, root_mode: int):
+        """root_mode: st_mode of the root. Raises OSError (EPERM, ENOSYS) if this is not allowed or not known here."""
         self.options = options
         self.sb = _sys.fsopen(b"fuse")
         try:
             strings = {
                 "source": options.fsname or source, "fd": str(fuse_fd),
-                "rootmode": "40000", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
+                "rootmode": f"{root_mode:o}", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
             }
             if options.subtype:
                 strings["subtype"] = options.subtype
@@ -102,7 +115,7 @@ class KernelMount:
         _sys.fsconfig_create(self.sb)
 
     def attach(self, target_fd: int) -> tuple[int, int]:
-        """Put the mount on the directory target_fd. (st_dev, mount id) of the mount."""
+        """Put the mount on the directory or file target_fd. (st_dev, mount id) of the mount."""
         o = self.options
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev

@@ -121,6 +121,9 @@ class Options:
     strictatime: bool = option(
         False, "update access times at each access (root only)", o="strictatime", no="nostrictatime")
     nodiratime: bool = option(False, "update no access times of directories", o="nodiratime", no="diratime")
+    fixed_size: bool = option(
+        False, "SOURCE is a file that keeps its size: no write goes past its end", "--fixed-size", o="fixed_size",
+        no="nofixed_size")
 
     nosymfollow: bool = option(False, "follow no symbolic links below the mount", o="nosymfollow")
 
@@ -220,7 +223,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line's parser, made from the declarations."""
     p = _Parser(
         prog="passthru", usage="passthru [options] SOURCE MOUNTPOINT", allow_abbrev=False,
-        description="Mirror the directory SOURCE at MOUNTPOINT.",
+        description="Mirror the directory SOURCE at the directory MOUNTPOINT, or the file or block device SOURCE at "
+                    "the file MOUNTPOINT.",
         argument_default=argparse.SUPPRESS)
     p.add_argument("source", metavar="SOURCE")
     p.add_argument("mountpoint", metavar="MOUNTPOINT")

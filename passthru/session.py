@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import psutil
 
@@ -24,6 +24,7 @@ from . import mounting as mount
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
 from .options import PAGE, Options
+from .source import Source, open_source, reopen
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
@@ -162,6 +163,7 @@ class Session:
     def __init__(self, options: Options):
         self.options = options
         self.fuse_fd = -1
+        self.source: Source
         self.source_fd = -1
         self.clone_fd = -1
         self.kernel_mount: mount.KernelMount | None = None
@@ -173,6 +175,7 @@ class Session:
         self.visible = False
         self.passthrough = False
         self.broken = False
+        self.fixed = False  # nothing may be written past the source's end
         self.dialect, self.buffers, self.pinned, self.zero_copy = PER_ENTRY, 0, False, False
         self.wake_read = -1
         self.depth = options.queue_depth
@@ -206,6 +209,8 @@ class Session:
             how = f"/dev/fuse transport, {len(self.readers)} threads"
         if self.passthrough:
             how += ", kernel passthrough"
+        if not self.source.directory:
+            how += f", {self.source.kind}" + (f" kept at {self.source.size} bytes" if self.fixed else "")
         if o.null_io:
             how += ", NO DATA IS READ OR WRITTEN"
         if not self.identity:
@@ -215,23 +220,24 @@ class Session:
 
     def _open(self) -> None:
         o = self.options
-        try:
-            self.source_fd = os.open(o.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as e:
-            raise SourceError(f"source {o.source}: {reason(e)}") from None
+        self.source = open_source(o.source)
+        self.source_fd = self.source.fd
+        self.target, self.target_fd = mount.open_mountpoint(o.mountpoint, self.source.directory)
+        if self.source.read_only:
+            self.options = o = replace(o, read_only=True)
+        self._check_size()
         # Access times are kept by the source, so their mode is that of a mount of it.
         mode = mount.MOUNT_ATTR_NOATIME * o.noatime or mount.MOUNT_ATTR_STRICTATIME * o.strictatime
         directories = mount.MOUNT_ATTR_NODIRATIME * o.nodiratime
-        if o.one_file_system or ((mode or directories) and capable(21)):
+        if (o.one_file_system and self.source.directory) or ((mode or directories) and capable(21)):
             try:
                 self.clone_fd = _sys.clone_mount(
                     self.source_fd, mount.MOUNT_ATTR_ATIME_MODE if mode else 0, mode | directories,
                     not o.one_file_system)
                 os.close(self.source_fd)
-                self.source_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.clone_fd)
+                self.source_fd = reopen(self.clone_fd, os.O_RDONLY)
             except OSError as e:
                 raise SourceError(f"source {o.source}: a mount of its own for it: {reason(e)}") from None
-        self.target, self.target_fd = mount.open_mountpoint(o.mountpoint)
         self._check_max_write()
         raise_fd_limit()
         self._want_ring()
@@ -239,6 +245,15 @@ class Session:
             self.fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
             raise MountError(f"/dev/fuse: {reason(e)}") from None
+
+    def _check_size(self) -> None:
+        """Options that depend on whether the source is one file, and whether that may grow."""
+        o = self.options
+        self.fixed = not o.read_only and (self.source.device or o.fixed_size)
+        if o.fixed_size and self.source.directory:
+            raise UsageError("--fixed-size: the source is a directory")
+        if self.fixed and o.writeback:
+            raise UsageError("--writeback: the kernel would take writes past the end of a source of fixed size")
 
     def _check_max_write(self) -> None:
         try:
@@ -298,9 +313,9 @@ class Session:
             entry_timeout=o.entry_timeout, spin_us=o.spin_us,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
-            null_io=o.null_io)
+            null_io=o.null_io, fixed_size=self.fixed)
         below, name = os.path.split(self.target)
-        if name:
+        if name and self.source.directory:
             st = os.stat(below)
             self.core.mounted_below(st.st_dev, st.st_ino, os.fsencode(name), os.dup(self.target_fd))
         for share in plan:
@@ -317,7 +332,7 @@ class Session:
         """Superblock, INIT, registration, and then the mount at its place."""
         o = self.options
         try:
-            self.kernel_mount = mount.KernelMount(o, o.source, self.fuse_fd)
+            self.kernel_mount = mount.KernelMount(o, o.source, self.fuse_fd, self.source.root_mode)
         except OSError as e:
             if e.errno not in (errno.EPERM, errno.ENOSYS):
                 raise MountError(f"mount: {reason(e)}") from None
@@ -412,7 +427,7 @@ class Session:
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
             self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
-            o.passthrough and not o.writeback and capable(21)))
+            o.passthrough and not (o.writeback or self.fixed or self.source.device) and capable(21)))
         if self.options.debug:
             log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
             log(f"INIT: taken {' '.join(init.names(flags))}")

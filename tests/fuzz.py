@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Random and half-valid requests through the ring's parser and the handlers, without a kernel.
 
-    python tests/fuzz.py [--seconds N] [--seed N] [DIR]
+    python tests/fuzz.py [--seconds N] [--seed N] [--root directory|file|fixed] [DIR]
 
 A crash or a sanitizer's report is a fault; each error reply is right. The source is a new directory below
-DIR, at best on a small tmpfs: the requests really make, fill and remove files there.
+DIR, at best on a small tmpfs: the requests really make, fill and remove files there. By --root it is one file
+instead, which is to keep its size if "fixed". DIR may also be a block device: then that is the source, and what
+it holds is lost.
 """
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import argparse
 import os
 import random
 import shutil
+import stat
 import struct
 import tempfile
 import time
@@ -111,14 +114,19 @@ class Maker:
             self.handles.append(struct.unpack_from("=Q", reply, 128)[0])
 
 
-def run(base: str, seconds: float, seed: int) -> dict[str, int]:
+def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
     """Fuzz for a time. {what: how often}. This process becomes a serving thread."""
-    source = tempfile.mkdtemp(prefix="passthru-fuzz-", dir=base)
-    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+    device = stat.S_ISBLK(os.stat(base).st_mode)
+    top = tempfile.mkdtemp(prefix="passthru-fuzz-", dir=None if device else base)
+    source = base if device else top if root == "directory" else os.path.join(top, "file")
+    if not device and root != "directory":
+        with open(source, "wb") as f:
+            f.truncate(SIZE)
+    fd = os.open(source, os.O_RDONLY)
     core = _server.ServerCore(
         fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE, attr_timeout=1.0,
         entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=os.geteuid() == 0, locks=True, xattr=True,
-        writeback=False)
+        writeback=False, fixed_size=root == "fixed")
     requests = _testing.Requests(core, SIZE, BUFFERS, 0xFFFF, SIZE, False)
     maker = Maker(seed)
     counts = {"requests": 0, "refused": 0, "replies": 0, "errors": 0}
@@ -138,8 +146,11 @@ def run(base: str, seconds: float, seed: int) -> dict[str, int]:
         core.stop()
         requests.close()
         core.close()
+        size = os.fstat(fd).st_size
         os.close(fd)
-        shutil.rmtree(source, ignore_errors=True)
+        shutil.rmtree(top, ignore_errors=True)
+    if root == "fixed" and size != SIZE:
+        raise AssertionError(f"a size that was to be kept changed: {size}")
     return counts
 
 
@@ -147,10 +158,11 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, default=60)
     p.add_argument("--seed", type=int, default=int(time.time()))
+    p.add_argument("--root", choices=("directory", "file", "fixed"), default="directory")
     p.add_argument("directory", nargs="?", default="/dev/shm")
     a = p.parse_args()
     print(f"seed {a.seed}", flush=True)
-    print(run(a.directory, a.seconds, a.seed))
+    print(run(a.directory, a.seconds, a.seed, a.root))
 
 
 if __name__ == "__main__":

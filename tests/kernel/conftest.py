@@ -113,8 +113,9 @@ def mount(transport: str, place: Path, request: pytest.FixtureRequest) -> Iterat
     ) -> Daemon:
         src = source if source is not None else place / "src"
         mnt = mountpoint if mountpoint is not None else place / f"mnt{len(daemons) or ''}"
-        src.mkdir(exist_ok=True)
-        mnt.mkdir(exist_ok=True)
+        for path in (src, mnt):
+            if not path.exists():
+                path.mkdir()
         by, data = transport, "--no-passthrough"
         if transport == "passthrough":
             by, data = "ring" if ring_parameter() else "dev", "--passthrough"

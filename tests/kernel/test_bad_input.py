@@ -1,5 +1,6 @@
 """What cannot be mounted: one line on stderr, a documented exit code, nothing mounted."""
 import os
+import socket
 import subprocess
 
 import pytest
@@ -59,9 +60,32 @@ class TestPlaces:
     def test_missing_source(self, place, ends, where):
         assert f"{place}/none" in refused(place, SOURCE, *where, place / "none", ends[1])
 
-    def test_source_is_a_file(self, place, ends, where):
+    def test_file_on_a_directory(self, place, ends, where):
         (place / "file").touch()
-        assert "directory" in refused(place, SOURCE, *where, place / "file", ends[1])
+        assert "the source is a file" in refused(place, MOUNTPOINT, *where, place / "file", ends[1])
+
+    def test_directory_on_a_file(self, place, ends, where):
+        (place / "file").touch()
+        assert "not a directory" in refused(place, MOUNTPOINT, *where, ends[0], place / "file")
+
+    def test_file_on_a_fifo(self, place, ends, where):
+        (place / "file").touch()
+        os.mkfifo(place / "fifo")
+        assert "regular file" in refused(place, MOUNTPOINT, *where, place / "file", place / "fifo")
+
+    @pytest.mark.parametrize("source", ["/dev/null", "fifo", "socket"])
+    def test_source_of_no_use(self, place, ends, where, source):
+        (place / "file").touch()
+        os.mkfifo(place / "fifo")
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(place / "socket"))
+            assert "block device" in refused(place, SOURCE, *where, place / source, place / "file")
+
+    def test_fixed_size(self, place, ends, where):
+        (place / "a").touch()
+        (place / "b").touch()
+        assert "directory" in refused(place, USAGE, *where, "--fixed-size", *ends)
+        assert "--writeback" in refused(place, USAGE, *where, "--fixed-size", "--writeback", place / "a", place / "b")
 
     def test_source_is_a_loop(self, place, ends, where):
         os.symlink("loop", place / "loop")
@@ -69,10 +93,6 @@ class TestPlaces:
 
     def test_missing_mountpoint(self, place, ends, where):
         assert f"{place}/none" in refused(place, MOUNTPOINT, *where, ends[0], place / "none")
-
-    def test_mountpoint_is_a_file(self, place, ends, where):
-        (place / "file").touch()
-        assert "directory" in refused(place, MOUNTPOINT, *where, ends[0], place / "file")
 
     def test_mountpoint_in_use(self, place, ends, where):
         subprocess.run(["mount", "-t", "tmpfs", "none", ends[1]], check=True)

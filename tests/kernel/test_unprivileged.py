@@ -47,11 +47,12 @@ def users_mount(mount, place):
     mode = os.stat("/dev/fuse").st_mode
     os.chmod("/dev/fuse", 0o666)  # as udev has it; fusermount3 opens it as the user
 
-    def start(transport: str) -> subprocess.Popen[bytes]:
+    def start(transport: str, *ends: Path) -> subprocess.Popen[bytes]:
         nonlocal process
         with open(log, "wb") as f:
             process = subprocess.Popen(
-                [python[0], "-m", "passthru", "-f", "--transport", transport, place / "src", place / "mnt"],
+                [python[0], "-m", "passthru", "-f", "--transport", transport,
+                 *(ends or (place / "src", place / "mnt"))],
                 env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **USER)
         until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted")
         assert process.poll() is None, log.read_text()
@@ -130,3 +131,28 @@ def test_python_api(users_mount, place, transport):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True, **USER).stdout
     assert said == f"Device or resource busy\n{transport} {NOBODY}\n['f']\n"
     assert not mounted(place / "mnt")
+
+
+def test_one_file(users_mount, place, transport):
+    (place / "src" / "image").write_bytes(b"image")
+    (place / "mnt" / "here").touch()
+    for path in ("src/image", "mnt/here"):
+        os.chown(place / path, NOBODY, NOBODY)
+    process = users_mount(transport, place / "src" / "image", place / "mnt" / "here")
+    assert as_nobody("cat", place / "mnt" / "here") == "image"
+    as_nobody("sh", "-c", f"echo more >>{place}/mnt/here")
+    assert (place / "src" / "image").read_bytes() == b"imagemore\n"
+    as_nobody("fusermount3", "-u", place / "mnt" / "here")
+    assert process.wait(10) == 0
+    assert (place / "mnt" / "here").read_bytes() == b""
+
+
+def test_one_file_over_itself(users_mount, place, transport):
+    image = place / "src" / "image"
+    image.write_bytes(b"image")
+    os.chown(image, NOBODY, NOBODY)
+    process = users_mount(transport, image, image)
+    as_nobody("sh", "-c", f"echo more >>{image}")
+    process.terminate()
+    assert process.wait(10) == 0
+    assert image.read_bytes() == b"imagemore\n"

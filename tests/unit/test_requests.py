@@ -1,5 +1,6 @@
 """What the ring's parser refuses, and that no request reaches beyond its buffers. In a process of their own:
 the one who serves requests gives up its signals, groups and umask."""
+import errno
 import os
 import struct
 import subprocess
@@ -16,12 +17,15 @@ PARSE = """
 import os, tempfile
 from passthru import _server, _testing
 with tempfile.TemporaryDirectory() as source:
+    if {file}:
+        source += "/file"
+        open(source, "w").close()
     fd = os.open(source, os.O_RDONLY)
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
         attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
         writeback=False)
     q = _testing.Requests(core, 8192, {buffers}, {mask}, {scale}, {zero_copy})
-    print(q.parse(bytes.fromhex({slot!r})))
+    print((q.parse(bytes.fromhex({slot!r}), {payload!r}), q.serve()[0] if {serve} else None))
     q.close()
     core.close()
 """
@@ -36,8 +40,9 @@ def slot(length=41, opcode=1, flags=0, commit_id=9, payload=1, location=0) -> st
     return (header + struct.pack("=QQIIQ", flags, commit_id, payload, location, 0)).hex()
 
 
-def parse(dialect: dict, text: str, zero_copy: bool = False):
-    code = PARSE.format(slot=text, zero_copy=zero_copy, **dialect)
+def parse(dialect: dict, text: str, zero_copy: bool = False, payload: bytes = b"", file=False, serve=False):
+    """((what the parser made of it, the handler's result), stderr)."""
+    code = PARSE.format(slot=text, zero_copy=zero_copy, payload=payload, file=file, serve=serve, **dialect)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV)
     assert done.returncode == 0, done.stderr
     return eval(done.stdout), done.stderr  # of our own making
@@ -51,7 +56,7 @@ def parse(dialect: dict, text: str, zero_copy: bool = False):
     (BUFPOOL, slot(location=16384), 16384),
 ])
 def test_taken(dialect, text, at):
-    (result, place, length, room, zero_copy), said = parse(dialect, text)
+    ((result, place, length, room, zero_copy), _), said = parse(dialect, text)
     assert (result, place, length, room, zero_copy) == (0, at, 1, 8192, False)
     assert not said
 
@@ -68,23 +73,36 @@ def test_taken(dialect, text, at):
     (BUFPOOL, slot(location=0xFFFFFFFF)),
 ])
 def test_refused(dialect, text):
-    (result, *_), said = parse(dialect, text)
+    ((result, *_), _), said = parse(dialect, text)
     assert result == EIO
     assert said.count("malformed request refused") == 1
 
 
 def test_without_payload_the_location_means_nothing():
-    (result, place, length, room, _), said = parse(BUFPOOL, slot(payload=0, location=0xFFFFFFFF))
+    ((result, place, length, room, _), _), said = parse(BUFPOOL, slot(payload=0, location=0xFFFFFFFF))
     assert (result, place, length, room) == (0, None, 0, 0)
     assert not said
 
 
 def test_zero_copied():
-    assert parse(BUFPOOL, slot(flags=1, opcode=15, payload=4096, location=0xFFFFFFFF), True)[0][-1] is True
+    assert parse(BUFPOOL, slot(flags=1, opcode=15, payload=4096, location=0xFFFFFFFF), True)[0][0][-1] is True
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_fuzz(seed):
-    done = subprocess.run([sys.executable, TESTS / "fuzz.py", "--seconds", "3", "--seed", str(seed)],
+@pytest.mark.parametrize("opcode", [1, 6, 8, 9, 10, 11, 12, 13, 27, 28, 30, 35, 44, 45, 51])
+def test_a_file_has_no_names(opcode):
+    text = slot(length=140, opcode=opcode, payload=4)
+    (_, result), _ = parse(PER_ENTRY, text, payload=b"a\0b\0", file=True, serve=True)
+    assert result == -errno.ENOTDIR
+
+
+@pytest.mark.parametrize("file,result", [(False, 128), (True, -errno.ENOTDIR)])
+def test_lookup(file, result):
+    """By the kind of root: in a directory a name that is not there is a negative entry."""
+    assert parse(PER_ENTRY, slot(length=42, payload=2), payload=b"a\0", file=file, serve=True)[0][1] == result
+
+
+@pytest.mark.parametrize("seed,root", [*enumerate(["directory"] * 4), (5, "file"), (6, "fixed")])
+def test_fuzz(seed, root):
+    done = subprocess.run([sys.executable, TESTS / "fuzz.py", "--seconds", "3", "--seed", str(seed), "--root", root],
                           capture_output=True, text=True, timeout=100, env=ENV)
     assert done.returncode == 0, done.stderr[-3000:]

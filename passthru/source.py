@@ -1,0 +1,75 @@
+"""The source: a directory, or one regular file or block device."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+
+from .errors import SourceError, reason
+
+BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272  # linux/fs.h
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open source. fd: O_RDONLY; mode: st_mode; size: bytes of a file or device; read_only: a device that is."""
+
+    fd: int
+    mode: int
+    size: int
+    read_only: bool
+
+    @property
+    def directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def device(self) -> bool:
+        """Is it a block device? It is shown as a regular file."""
+        return stat.S_ISBLK(self.mode)
+
+    @property
+    def kind(self) -> str:
+        if self.device:
+            return "read-only block device" if self.read_only else "block device"
+        return "directory" if self.directory else "file"
+
+    @property
+    def root_mode(self) -> int:
+        """st_mode of the mount's root as it is before the first GETATTR."""
+        return stat.S_IFDIR if self.directory else stat.S_IFREG | stat.S_IMODE(self.mode)
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new fd of what an O_PATH fd refers to, whatever is mounted over its name meanwhile."""
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+def open_source(path: str) -> Source:
+    """Open the source. Raises SourceError; nothing but a directory, regular file or block device is opened."""
+    try:
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(found).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                # Opening it might wait (a FIFO), or do something (a tape drive).
+                raise SourceError(f"source {path}: neither a directory nor a regular file nor a block device")
+            fd = reopen(found, os.O_RDONLY)
+        finally:
+            os.close(found)
+    except OSError as e:
+        raise SourceError(f"source {path}: {reason(e)}") from None
+    size, read_only = os.fstat(fd).st_size, False
+    if stat.S_ISBLK(mode):
+        size, read_only = _ask(fd, BLKGETSIZE64, "Q"), bool(_ask(fd, BLKROGET, "i"))
+    return Source(fd, mode, size, read_only)
+
+
+def _ask(fd: int, request: int, kind: str) -> int:
+    """The number that an ioctl(2) of a block device gives; kind: a type code of array."""
+    answer = array.array(kind, [0])
+    fcntl.ioctl(fd, request, answer)
+    return answer[0]
