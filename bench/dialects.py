@@ -54,7 +54,7 @@ def cell(way: str, row: list[str], source: Path, mnt: Path, a: argparse.Namespac
     options = WAYS[way]
     if options is None:
         return fio(source, row, a)
-    command = [sys.executable, "-m", "passthru", "-f", "--transport", "ring", "--no-passthrough",
+    command = [sys.executable, "-m", "passthru", "-f", "--transport", "ring", "--no-passthrough", *a.option,
                *[pool if o == "POOL" else o for o in options], source, mnt]
     daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = daemon.stderr.readline()
@@ -80,8 +80,11 @@ def main() -> None:
     p.add_argument("--seconds", type=int, default=2)
     p.add_argument("--size", type=int, default=128)
     p.add_argument("--pool", default="bufpool", help="the pooled dialect: bufpool or bufring")
+    p.add_argument("--option", action="append", default=[], help="of the daemon, for all ways: --option=--spin-us=0")
+    p.add_argument("--row", action="append", help="only rows that contain this")
     p.add_argument("--source", type=Path, default=None)
     a = p.parse_args()
+    rows = {name: row for name, row in ROWS.items() if not a.row or any(r in name for r in a.row)}
     top = Path(tempfile.mkdtemp(prefix="passthru-dialects-"))
     source = a.source or top / "source"
     mnt = top / "mnt"
@@ -91,10 +94,10 @@ def main() -> None:
         with open(source / f"f{n}", "wb") as f:
             for _ in range(a.size):
                 f.write(random.randbytes(1 << 20))
-    results: dict[str, dict[str, list[float]]] = {row: {way: [] for way in WAYS} for row in ROWS}
+    results: dict[str, dict[str, list[float]]] = {row: {way: [] for way in WAYS} for row in rows}
     missing: set[str] = set()
     for _ in range(a.rounds):
-        for row in random.sample(list(ROWS), len(ROWS)):
+        for row in random.sample(list(rows), len(rows)):
             for way in random.sample(list(WAYS), len(WAYS)):
                 speed = None if way in missing else cell(way, ROWS[row], source, mnt, a, a.pool)
                 if speed is None:

@@ -125,7 +125,9 @@ cdef extern from "abi.h" nogil:
         IORING_OP_URING_CMD
     enum:
         IORING_FSYNC_DATASYNC
+        IOSQE_IO_LINK
         IOSQE_ASYNC
+        IOSQE_CQE_SKIP_SUCCESS
         IORING_URING_CMD_FIXED
         IORING_SETUP_CQSIZE
         IORING_SETUP_CLAMP

@@ -106,6 +106,8 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
         sqe.addr = r.done
         sqe.len = r.len - r.done
         r.ctx.stats.io_zero_copy += 1
+        if r.ctx.link != NULL:
+            ring_linked(r, sqe, writing)
         return PENDING
     if fixed:
         sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
@@ -117,6 +119,34 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     sqe.addr = <uint64_t> (r.buf + r.done)
     sqe.len = r.len - r.done
     return PENDING
+
+
+cdef void ring_linked(Request *r, io_uring_sqe *sqe, bint writing) noexcept nogil:
+    """Have the request committed as a full success right behind its last I/O, if that is one."""
+    cdef fuse_write_out *out = <fuse_write_out *> r.out
+    sqe.flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS
+    r.ctx.inflight -= 1
+    if writing:
+        r.finish = linked_write_done
+        r.ctx.stats.write_bytes += r.len
+        out.size = r.len
+        out.padding = 0
+        r.ctx.link(r, sizeof(fuse_write_out))
+    else:
+        r.finish = linked_read_done
+        r.ctx.stats.read_bytes += r.len
+        r.ctx.link(r, r.len)
+
+
+cdef int linked_read_done(Request *r, int res) noexcept nogil:
+    """Short or failed, so not committed."""
+    r.ctx.stats.read_bytes -= r.len
+    return read_done(r, res)
+
+
+cdef int linked_write_done(Request *r, int res) noexcept nogil:
+    r.ctx.stats.write_bytes -= r.len
+    return write_done(r, res)
 
 
 cdef int read_error(Request *r, int error) noexcept nogil:
@@ -254,7 +284,9 @@ cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept n
     return f
 
 
-cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf) noexcept nogil:
+cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf,
+                             uint32_t flags) noexcept nogil:
+    """Aim a READ or WRITE at its handle's fd. flags: the open file's at this moment (F_SETFL may change them)."""
     r.handle = handle_at(&server_of(r).handles, fh, H_FILE)
     if r.handle == NULL:
         return -EBADF
@@ -265,12 +297,15 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     r.len = size
     r.done = 0
     r.buf = buf
+    if r.handle.flags & H_DIRECT and not flags & O_DIRECT:
+        r.fd = cache_fd(r.handle)  # O_DIRECT is gone, and with it alignment
+        return r.fd if r.fd < 0 else 0
     return 0
 
 
 cdef inline bint alone(Request *r) noexcept nogil:
     """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
-    return r.handle.flags & H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
+    return r.handle.flags & H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight and not r.ctx.linked \
         and not uring_ahead(r.ctx.ring) and now_ns() >= r.ctx.patience
 
 
@@ -293,7 +328,7 @@ cdef int op_read(Request *r) noexcept nogil:
     cdef int res
     if arg.size > r.out_cap and not r.zero_copy:
         return -EINVAL
-    res = data_request(r, arg.fh, arg.offset, arg.size, r.out)
+    res = data_request(r, arg.fh, arg.offset, arg.size, r.out, arg.flags)
     if res < 0:
         return res
     h = r.handle
@@ -365,7 +400,7 @@ cdef int op_write(Request *r) noexcept nogil:
     cdef int res
     if arg.size > r.arg_len and not r.zero_copy:
         return -EINVAL
-    res = data_request(r, arg.fh, arg.offset, arg.size, r.arg)
+    res = data_request(r, arg.fh, arg.offset, arg.size, r.arg, arg.flags)
     if res < 0:
         return res
     h = r.handle

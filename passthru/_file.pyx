@@ -84,6 +84,10 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         i.cached = version
         if s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
+        # Or the kernel does all direct writes to a file one after the other, and goes on from a
+        # short direct read with a buffered one. Without the capability it would refuse mmap(2).
+        if flags & O_DIRECT and s.config.direct_opens:
+            out.open_flags |= FOPEN_DIRECT_IO
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.
     if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:

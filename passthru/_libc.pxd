@@ -115,6 +115,7 @@ cdef extern from "abi.h" nogil:
         MFD_CLOEXEC, ENOTTY
     int eventfd(unsigned value, int flags)
     int sched_yield()
+    int usleep(unsigned usec)
     int unshare(int flags)
     int sched_getaffinity(int pid, size_t size, cpu_set_t *mask)
     int sched_setaffinity(int pid, size_t size, cpu_set_t *mask)

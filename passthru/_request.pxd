@@ -30,6 +30,7 @@ cdef enum:
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
 ctypedef void (*Completer)(Request *r, int result) noexcept nogil
+ctypedef void (*Linker)(Request *r, uint32_t length) noexcept nogil
 
 cdef struct Config:
     uint32_t max_write
@@ -46,6 +47,7 @@ cdef struct Config:
     int identity               # act as the caller (the daemon may change its ids)
     int zero_copy              # files may be opened for it (Linux 7.3)
     uint64_t zero_copy_min     # from this size on
+    int direct_opens           # what is opened with O_DIRECT goes past the page cache altogether
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
     int xattr                  # serve extended attributes
@@ -82,6 +84,9 @@ cdef struct Context:           # one serving thread
     ThreadStats *stats
     unsigned id
     unsigned inflight          # backing I/O on the ring
+    unsigned linked            # with its commit linked behind it: not known whether it is still under way
+    bint linking               # such has been staged since the last io_uring_enter(2)
+    Linker link                # NULL: not on this thread
     unsigned pooled            # requests with the pool, to be taken back here
     unsigned mask              # this thread's umask
     unsigned groups            # supplementary groups now set

@@ -13,6 +13,7 @@ cdef enum:
     E_KERNEL = 1           # registered or committed: header slot and payload are the kernel's
     E_OURS = 2             # CQE with res 0 seen: one commit is owed
     E_GONE = 3             # the kernel has let go of it for good
+    E_LINKED = 4           # as E_KERNEL, once the backing I/O that the commit is linked to is done
 
 cdef struct Queue:
     Worker *worker

@@ -1,6 +1,8 @@
 """Queues, ring entries and the loop that serves them.
 
 An entry goes: with the kernel -> ours (CQE, res 0) -> [backing I/O or pool] -> committed.
+With zero-copy the commit is linked to the backing I/O: one submission, and no CQE but the next
+request's. Only if the I/O fails or is short its CQE comes, and the commit has been dropped.
 Exactly one COMMIT_AND_FETCH follows each CQE with res 0; header slot and payload are
 touched in between only. All ready CQEs are handled before one io_uring_enter(2).
 """
@@ -19,7 +21,8 @@ from passthru._stats cimport T_QUEUE, stats_answered
 from passthru._uring cimport *
 
 cdef enum:
-    SPARE_SQES = 8         # wake-up and cancel beside one SQE an entry
+    SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
+    DRAIN_MS = 100         # for linked I/O at a forced end
 
 
 # ---------------------------------------------------------------- set-up
@@ -65,10 +68,11 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     if r < 0:
         return r
     w.nentries = nqueues * depth
-    r = uring_open(&w.ring, w.nentries + SPARE_SQES)
+    r = uring_open(&w.ring, 2 * w.nentries + SPARE_SQES)
     if r < 0:
         return r
     w.ctx.ring = &w.ring
+    w.ctx.link = entry_link
     r = uring_buffers_sparse(&w.ring, w.nentries + nqueues + 2)  # two to try what may be pinned
     if r < 0:
         s.config.fixed_budget = 0  # before 5.19; plain READ and WRITE do
@@ -122,6 +126,24 @@ cdef inline void entry_commit(Entry *e) noexcept nogil:
     w.ring.tail += 1
     e.state = E_KERNEL
     w.ctx.stats.commits += 1
+
+
+cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
+    """Stage a commit of success and `length` bytes, linked to the backing I/O that has just been staged.
+
+    Both are submitted by one io_uring_enter(2), as a link has to be.
+    """
+    cdef Entry *e = <Entry *> r
+    cdef Worker *w = e.queue.worker
+    cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
+    out.error = 0
+    out.len = <uint32_t> sizeof(fuse_out_header) + length
+    out.unique = r.h.unique
+    e.slot.ring_ent_in_out.payload_sz = length
+    entry_commit(e)
+    e.state = E_LINKED
+    w.ctx.linked += 1
+    w.ctx.linking = True
 
 
 cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
@@ -238,7 +260,9 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
     cdef Entry *e = <Entry *> (user_data & ~<uint64_t> KIND_MASK)
     cdef int result
     if kind == KIND_COMMAND:
-        ASSERT(e.state == E_KERNEL)
+        ASSERT(e.state == E_KERNEL or e.state == E_LINKED)
+        if e.state == E_LINKED:
+            w.ctx.linked -= 1
         if res != 0:
             entry_gone(w, e, res)
             return
@@ -254,8 +278,13 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
         if result != PENDING:
             entry_finish(e, result)
     elif kind == KIND_IO:
-        ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
-        w.ctx.inflight -= 1
+        if e.state == E_LINKED:  # the link is broken, and the commit still owed
+            w.ctx.linked -= 1
+            w.ctx.stats.commits -= 1
+            e.state = E_OURS
+        else:
+            ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
+            w.ctx.inflight -= 1
         result = e.req.finish(&e.req, res)
         if result != PENDING:
             entry_finish(e, result)
@@ -288,6 +317,14 @@ cdef inline bint spin(Worker *w) noexcept nogil:
     return True
 
 
+cdef void drain_linked(Worker *w) noexcept nogil:
+    """Give linked I/O the time to end: what it is for would else be answered with an error."""
+    cdef unsigned _
+    for _ in range(DRAIN_MS if w.ctx.linked else 0):
+        usleep(1000)
+        uring_enter(&w.ring, 0)
+
+
 cdef void worker_serve(Worker *w) noexcept nogil:
     """Serve until all entries are gone, or until the session stops and nothing is in flight."""
     cdef io_uring_cqe *cqe
@@ -312,17 +349,19 @@ cdef void worker_serve(Worker *w) noexcept nogil:
                 break
             if atomic_get32(&s.stop):
                 uring_enter(&w.ring, 0)  # what is committed reaches the kernel
+                drain_linked(w)
                 break
         if not w.wake_armed:
             arm_wake(w)
         w.ctx.stats.enters += 1
         # Spin not while backing I/O is in flight: its completion would wait for the end of it.
-        if batch and s.config.spin_ns and not w.ctx.inflight and not w.ctx.pooled:
+        if batch and s.config.spin_ns and not w.ctx.inflight and not w.ctx.pooled and not w.ctx.linking:
             r = uring_enter(&w.ring, 0)
             if r == 0 and (uring_ready(&w.ring) or spin(w)):
                 continue
             w.ctx.stats.enters += 1
         w.ctx.stats.sleeps += 1
+        w.ctx.linking = False
         r = uring_enter(&w.ring, 1)
         if r < 0 and r not in (-EINTR, -EAGAIN, -EBUSY):
             dprintf(2, "passthru: io_uring_enter: error %d, queue thread ends\n", -r)

@@ -129,6 +129,7 @@ cdef class ServerCore:
             self.s.inodes.session = &self.s
             self.s.inodes.forget = forget_backing
         self.s.config.init_flags = flags
+        self.s.config.direct_opens = flags >> 36 & 1  # DIRECT_IO_ALLOW_MMAP
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
 

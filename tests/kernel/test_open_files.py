@@ -1,6 +1,7 @@
 """Open files: unlinked, appended to, shared, mapped, synced."""
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import subprocess
@@ -171,3 +172,25 @@ def test_program_in_use(fs):
     finally:
         process.kill()
         process.wait()
+
+
+def test_direct_given_up_and_taken_back(fs, transport):
+    """F_SETFL takes O_DIRECT from an open file, and with it what it asks of offsets and sizes."""
+    if transport == "passthrough":
+        pytest.skip("the kernel's backing file stays as it was opened (docs/limits.md)")
+    page = mmap.mmap(-1, 8192)
+    page[:] = b"a" * 8192
+    with opened(fs.mnt / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as fd:
+        assert os.pwrite(fd, page, 0) == 8192
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        assert os.pwrite(fd, b"xyz", 100) == 3
+        assert os.pread(fd, 5, 99) == b"axyza"
+        with mmap.mmap(fd, 8192) as m:
+            assert m[99:104] == b"axyza"
+            m[0:3] = b"MMM"
+            m.flush()
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        assert os.preadv(fd, [page], 0) == 8192
+        assert page[:8192] == b"MMM" + b"a" * 97 + b"xyz" + b"a" * 8089
+    assert (fs.src / "f").read_bytes() == page[:8192]
