@@ -131,7 +131,8 @@ cdef inline void entry_commit(Entry *e) noexcept nogil:
 cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
     """Stage a commit of success and `length` bytes, linked to the backing I/O that has just been staged.
 
-    Both are submitted by one io_uring_enter(2), as a link has to be.
+    Both are submitted by one io_uring_enter(2), as a link has to be. When the I/O is done is not
+    seen here, so its latency is not counted.
     """
     cdef Entry *e = <Entry *> r
     cdef Worker *w = e.queue.worker
@@ -140,6 +141,7 @@ cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
     out.len = <uint32_t> sizeof(fuse_out_header) + length
     out.unique = r.h.unique
     e.slot.ring_ent_in_out.payload_sz = length
+    w.ctx.stats.buffers_given += e.buffered
     entry_commit(e)
     e.state = E_LINKED
     w.ctx.linked += 1
@@ -281,6 +283,7 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
         if e.state == E_LINKED:  # the link is broken, and the commit still owed
             w.ctx.linked -= 1
             w.ctx.stats.commits -= 1
+            w.ctx.stats.buffers_given -= e.buffered
             e.state = E_OURS
         else:
             ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
