@@ -30,6 +30,8 @@ class MountInfo:
     dev: int
     target: str
     fstype: str
+    source: str = ""
+    user_id: int | None = None  # of FUSE: whose daemon serves it
 
 
 def _unescape(text: str) -> str:
@@ -37,15 +39,19 @@ def _unescape(text: str) -> str:
         "utf-8", "surrogateescape")
 
 
-def mounts() -> list[MountInfo]:
-    """The mounts of this namespace, in mount order. Asks no filesystem."""
+def mounts(pid: int | str = "self") -> list[MountInfo]:
+    """The mounts of this process's namespace, or of another's, in mount order. Asks no filesystem."""
     found = []
-    with open("/proc/self/mountinfo", encoding="latin-1") as f:
+    with open(f"/proc/{pid}/mountinfo", encoding="latin-1") as f:
         for line in f:
             left, _, right = line.partition(" - ")
             words = left.split()
             major, minor = map(int, words[2].split(":"))
-            found.append(MountInfo(int(words[0]), os.makedev(major, minor), _unescape(words[4]), right.split()[0]))
+            fstype, source, options = [*right.split(" "), "", ""][:3]
+            user = next((o[8:] for o in options.split(",") if o.startswith("user_id=")), "")
+            found.append(MountInfo(
+                int(words[0]), os.makedev(major, minor), _unescape(words[4]), fstype.strip(), _unescape(source),
+                int(user) if user.isdigit() else None))
     return found
 
 

@@ -376,7 +376,7 @@ class Session:
             readers=len(self.readers), pinned=ring and self.pinned, zero_copy=ring and self.zero_copy,
             passthrough=self.passthrough, identity=self.identity, fuse_dev=self.fuse_dev, mount_id=self.mount_id,
             source=os.fsencode(o.source), mountpoint=os.fsencode(self.target))
-        self.page.settings({f.name: getattr(o, f.name) for f in fields(o) if f.metadata})
+        self.page.settings({f.name: getattr(o, f.name) for f in fields(o) if f.metadata}, self.why)
         self.page.describe(transport=1 if ring else 2)  # last: from now on it is complete
 
     def _create_answering(self) -> None:

@@ -99,9 +99,19 @@ def directories(*, everybody: bool = False) -> list[tuple[Path, int]]:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5)). OSError: there is none."""
+    """When a process was started, in clock ticks after boot (proc(5)). OSError: there is none, or it has ended."""
     with open(f"/proc/{pid}/stat", "rb") as f:
-        return int(f.read().rpartition(b")")[2].split()[19])
+        words = f.read().rpartition(b")")[2].split()
+    if words[0] in (b"Z", b"X"):
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+    return int(words[19])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(start_ticks(pid))
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 class Page:
@@ -113,10 +123,7 @@ class Page:
         st = where.lstat()  # in /tmp it may be anybody's, or a link
         if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
             raise PermissionError(errno.EPERM, f"{where} can be written by others")
-        for left in where.iterdir():  # by daemons that were killed
-            number = left.name.removesuffix(".sock")
-            if number.isdigit() and not Path(f"/proc/{number}").exists():
-                left.unlink(missing_ok=True)
+        self._clean(where)
         self.path = where / str(os.getpid())
         self.path.unlink(missing_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -127,15 +134,29 @@ class Page:
             os.close(fd)
         self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
 
+    @staticmethod
+    def _clean(where: Path) -> None:
+        """Remove what was left by daemons that were killed, but not while their dead mounts are there."""
+        there = {(m.dev, m.mount_id) for m in mounts()}
+        for left in where.iterdir():
+            number = left.name.removesuffix(".sock")
+            if not number.isdigit() or _runs(int(number)):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                header = read(where / number, os.geteuid()).header
+                if (header["fuse_dev"], header["mount_id"]) in there:
+                    continue
+            left.unlink(missing_ok=True)
+
     def describe(self, **fields: int | bytes) -> None:
         """Write fields of the header."""
         header = np.frombuffer(self.memory, HEADER_DTYPE, 1)
         for name, value in fields.items():
             header[name] = value
 
-    def settings(self, values: dict[str, Any]) -> None:
-        """Say which options are in effect. ValueError: there is no room for them."""
-        text = json.dumps(values).encode()
+    def settings(self, options: dict[str, Any], why: str = "") -> None:
+        """Say which options are in effect, and why there is no ring. ValueError: there is no room for it."""
+        text = json.dumps({"options": options, "why": why}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
         header = np.frombuffer(self.memory, HEADER_DTYPE, 1)
@@ -181,7 +202,7 @@ class Latency:
         return Latency(self.buckets - before.buckets, self.ns - before.ns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Snapshot:
     """A mount's counters at one moment. header and threads are numpy records of the page's layout.
 
@@ -192,6 +213,9 @@ class Snapshot:
     threads: Any
     owner: int = 0
     path: Path = Path()
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of {self.mountpoint}, pid {self.pid}, {self.transport}>"
 
     @property
     def pid(self) -> int:
@@ -218,6 +242,15 @@ class Snapshot:
     @property
     def settings(self) -> dict[str, Any]:
         """The options in effect; {} if they are just being changed."""
+        found = self._said().get("options")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def why(self) -> str:
+        """Why there is no ring, if that was not what was asked for."""
+        return str(self._said().get("why", ""))
+
+    def _said(self) -> dict[str, Any]:
         text = bytes(self.header["settings"])[:int(self.header["settings_len"])]
         if self.header["settings_seq"] % 2:
             return {}
@@ -319,7 +352,8 @@ def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:
             try:
                 yield _read(fd, where / name, owner)
             except ValueError as e:
-                yield e
+                if _runs(int(name)):
+                    yield e
             finally:
                 os.close(fd)
     finally:

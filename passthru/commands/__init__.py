@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 # name: (module, what it does). A source directory of such a name is given as ./NAME.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "list": ("list", "list mounts"),
+    "status": ("status", "show what serves a mount, and how it is doing"),
+    "stats": ("stats", "show the counters of a mount: text, JSON, Prometheus, a plot"),
 }
 
 
