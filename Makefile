@@ -27,7 +27,7 @@ sys.executable = "$(abspath build/asan/python)"
 endef
 export ASAN_PYTHON ASAN_SITE
 
-.PHONY: build debug debug-asan test test-unit test-kernel test-debug test-asan bench man lint clean run
+.PHONY: build debug debug-asan test test-unit test-kernel test-debug test-asan bench man lint deb clean run
 
 build:
 	./start --setup
@@ -79,6 +79,9 @@ lint:
 	PATH="$(PASSTHRU_VENV)/bin:$$PATH" cython-lint passthru
 	$(PYTHON) -m mypy
 	$(PYTHON) man/make.py --check
+
+deb:
+	tools/deb
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

@@ -1,0 +1,131 @@
+"""sdist and wheel: what is in them, and that what is installed from them runs and goes without a trace."""
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy
+import pytest
+from _daemon import ROOT, mounted
+
+import passthru
+
+BUILT = re.compile(r"\.(c|so|html)$|(^|/)(__pycache__|\.\w[^/]*|build|dist|\w*\.egg-info)/")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not (ROOT / "MANIFEST.in").exists(), reason="no checkout: the package under test is installed"),
+    pytest.mark.skipif(
+        not all(map(find_spec, ("pip", "setuptools", "Cython"))), reason="pip, setuptools and Cython build packages"),
+]
+
+
+def run(*command: str | Path, cwd: Path = Path("/"), **environment: str) -> str:
+    env = {**os.environ, **environment}
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        if name not in environment:
+            env.pop(name, None)
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def sources() -> set[str]:
+    """The checkout's files, as far as they belong to what is distributed."""
+    if (ROOT / ".git").exists():
+        git = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-co", "--exclude-standard"]
+        names = [n for n in run(*git, cwd=ROOT).split("\n") if n and (ROOT / n).exists()]
+    else:
+        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file()]
+    return {n for n in names if not BUILT.search(n) and n not in (".gitignore", "PKG-INFO", "setup.cfg")} | {".ci/run"}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """(sdist, wheel): the wheel is built from the sdist, which therefore has all that is needed."""
+    where = tmp_path_factory.mktemp("packages")
+    copy = where / "copy"
+    for name in sources():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+        (copy / name).chmod((ROOT / name).stat().st_mode)
+    build = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, where, cwd=copy)
+    [sdist] = where.glob("*.tar.gz")
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", where, sdist)
+    [wheel] = where.glob("*.whl")
+    return sdist, wheel
+
+
+def test_sdist(packages):
+    """All of the checkout is in it, so that the tests run from it too, and nothing that was built."""
+    with tarfile.open(packages[0]) as tar:
+        files = {m.name.partition("/")[2]: m for m in tar.getmembers() if m.isfile()}
+    made = {n for n in files if n.startswith("passthru.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert set(files) - made == sources()
+    for name in ("start", ".ci/run"):
+        assert files[name].mode & 0o100, f"{name} cannot be executed"
+
+
+def test_wheel(packages):
+    """What runs and what type checkers read, and no sources."""
+    names = set(zipfile.ZipFile(packages[1]).namelist())
+    version = passthru.__version__
+    assert packages[1].name.startswith(f"passthru-{version}-cp3")
+    suffix = ".cpython-"
+    modules = {n.partition(suffix)[0] for n in names if n.endswith(".so")}
+    ours = sources()
+    assert modules == {n[:-4] for n in ours if n.endswith(".pyx")}
+    plain = {n for n in names if n.startswith("passthru/") and not n.endswith(".so")}
+    assert plain == {n for n in ours if n.startswith("passthru/") and not n.endswith((".pyx", ".pxd", ".h"))}
+    data = f"passthru-{version}.data/data/share/man/"
+    pages = {n.rpartition("/")[2] for n in names if n.startswith(data)}
+    assert pages == {n.rpartition("/")[2] for n in ours if re.fullmatch(r"man/.*\.\d", n)}
+    rest = {n for n in names if not n.startswith(("passthru/", data))}
+    assert {n.split("/")[0] for n in rest} == {f"passthru-{version}.dist-info"}
+
+
+def test_installed(packages, place):
+    """In a new environment: the version, a mount by command and by API, and nothing left when it is uninstalled."""
+    venv = place / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    python = venv / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    # numpy and psutil are those of the tests' environment, behind its own.
+    (site / "others.pth").write_text(f"{Path(numpy.__file__).parent.parent}\n")
+
+    def files() -> set[str]:
+        return {str(p.relative_to(venv)) for p in venv.rglob("*") if "__pycache__" not in p.parts}
+
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python]
+    before = files()
+    run(*pip, "install", "--no-deps", "--ignore-installed", packages[1])
+    command = venv / "bin" / "passthru"
+    assert run(command, "--version") == f"passthru {passthru.__version__}\n"
+    where = run(python, "-P", "-c", "import passthru; print(passthru.__file__)").strip()
+    assert where == str(site / "passthru" / "__init__.py")
+    assert (venv / "share" / "man" / "man8" / "passthru.8").exists()
+
+    src, mnt = place / "src", place / "mnt"
+    src.mkdir()
+    mnt.mkdir()
+    (src / "f").write_text("here")
+    try:
+        run(command, src, mnt)
+        assert mounted(mnt) and (mnt / "f").read_text() == "here"
+        run("umount", mnt)
+        code = "import passthru, sys\nwith passthru.mount(*sys.argv[1:]) as m: print(open(sys.argv[2] + '/f').read())"
+        assert run(python, "-P", "-c", code, src, mnt) == "here\n"
+    finally:
+        if mounted(mnt):
+            run("umount", "-l", mnt)
+
+    run(*pip, "uninstall", "-y", "passthru")
+    left = {n for n in files() - before if not (venv / n).is_dir()}
+    assert not left and not list(site.glob("passthru*"))
