@@ -1,26 +1,27 @@
-"""Writes man/passthru.8 from the declarations in passthru/options.py and passthru/errors.py.
+"""Writes the manual pages from the declarations in passthru/ and the prose here.
 
-`python man/make.py` writes the page; with --check it only says whether the page is current, and has
-man(1) and mandoc(1), where they are installed, look for mistakes in it.
+`python man/make.py` writes them; with --check it only says whether they are current, and has man(1) and
+mandoc(1), where they are installed, look for mistakes in them. A further page is a line in PAGES.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from passthru import errors, options  # noqa: E402
+from passthru import commands, errors, options  # noqa: E402
 from passthru._version import VERSION  # noqa: E402
 
-PAGE = HERE / "passthru.8"
 DATE = "2026-11-20"  # of the last change to the prose here
 
 HEAD = r""".\" Written by man/make.py: do not edit.
@@ -340,17 +341,68 @@ def exit_codes() -> str:
     return "\n".join(out) + "\n"
 
 
-def page() -> str:
-    """The whole page."""
+class Declared(Exception):
+    """Carries a subcommand's parser."""
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser that a subcommand makes: it is stopped where it would parse."""
+    def stop(self: argparse.ArgumentParser, *_: object) -> None:
+        raise Declared(self)
+
+    real, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, stop  # type: ignore
+    try:
+        commands.run(name, [])
+    except Declared as e:
+        parser: argparse.ArgumentParser = e.args[0]
+        return parser
+    finally:
+        argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
+    raise AssertionError(f"passthru {name} parses no arguments")
+
+
+def arguments(a: argparse.Action) -> str:
+    """An argument of a subcommand, as in the head of its entry."""
+    value = "" if a.nargs == 0 else f"\\fI{roff(str(a.metavar or a.dest.upper()))}\\fR"
+    if not a.option_strings:
+        return value
+    return ", ".join(f"\\fB{roff(o)}\\fR" + (f" {value}" if value else "") for o in a.option_strings)
+
+
+def subcommands() -> str:
+    """The subcommands, each with its arguments."""
+    out = [".SH COMMANDS", "A source whose name is one of these words is given as", ".IR ./NAME ."]
+    for name in commands.COMMANDS:
+        p = parser_of(name)
+        actions = [a for a in p._actions if not isinstance(a, argparse._HelpAction)]
+        usage = " ".join(
+            f"[{arguments(a)}]" if (a.option_strings and not a.required) or a.nargs in ("?", "*")
+            else arguments(a) + ("..." if a.nargs == "+" else "") for a in actions)
+        assert p.description, name
+        out += [".TP", f"\\fBpassthru {roff(name)}\\fR {usage}".rstrip(), prose(p.description.rstrip("."))]
+        described = [a for a in actions if a.help]
+        if described:
+            out.append(".RS")
+            for a in described:
+                out += [".TP", arguments(a), prose(str(a.help).replace("%%", "%"))]
+            out.append(".RE")
+    return "\n".join(out) + "\n"
+
+
+def passthru() -> str:
+    """passthru(8)."""
     head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
-    return head + switches() + mount_options() + TRANSPORTS + exit_codes() + TAIL
+    return head + switches() + mount_options() + subcommands() + TRANSPORTS + exit_codes() + TAIL
 
 
-def complaints() -> str:
-    """What man and mandoc, if they are here, have to say against the page."""
+PAGES: dict[str, Callable[[], str]] = {"passthru.8": passthru}
+
+
+def complaints(page: Path) -> str:
+    """What man and mandoc, if they are here, have to say against a page."""
     said = ""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
-    for command in (["man", "--warnings", "-l", str(PAGE)], ["mandoc", "-T", "lint", str(PAGE)]):
+    for command in (["man", "--warnings", "-l", str(page)], ["mandoc", "-T", "lint", str(page)]):
         if shutil.which(command[0]):
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             said += done.stderr + (done.stdout if command[0] == "mandoc" or done.returncode else "")
@@ -359,12 +411,18 @@ def complaints() -> str:
 
 def main() -> int:
     if sys.argv[1:] != ["--check"]:
-        PAGE.write_text(page())
+        for name, write in PAGES.items():
+            (HERE / name).write_text(write())
         return 0
-    if not PAGE.exists() or PAGE.read_text() != page():
-        print(f"{PAGE}: not current; run: python man/make.py", file=sys.stderr)
-        return 1
-    said = complaints()
+    said = ""
+    for name, write in PAGES.items():
+        page = HERE / name
+        if not page.exists() or page.read_text() != write():
+            said += f"{page}: not current; run: python man/make.py\n"
+        else:
+            said += complaints(page)
+    said += "".join(f"{page}: is not in PAGES of man/make.py\n" for page in sorted(HERE.glob("*.[1-9]"))
+                    if page.name not in PAGES)
     print(said, end="", file=sys.stderr)
     return 1 if said else 0
 
