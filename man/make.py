@@ -302,7 +302,7 @@ def switches() -> str:
         "\nWhat is given as an option of its own wins over the same thing in \\fB\\-o\\fR."
         "\nA backslash before a comma makes the comma part of a value.",
         ".TP", "\\fB\\-h\\fR, \\fB\\-\\-help\\fR", "Show a summary of the options.",
-        ".TP", "\\fB\\-\\-version\\fR", "Show the version.",
+        ".TP", "\\fB\\-V\\fR, \\fB\\-\\-version\\fR", "Show the version.",
     ]
     return "\n".join(out) + "\n"
 
@@ -325,9 +325,31 @@ def mount_options() -> str:
     words = ", ".join(f"\\fB{roff(w)}\\fR" for w in sorted(options.IGNORED, key=lambda w: w.strip("_")))
     out += [
         ".PP", "These words are accepted and change nothing, since they speak to",
-        ".BR mount (8)", "or", ".BR fstab (5):", fill(words + ","),
-        "\\fBcomment\\fR=\\fI...\\fR and all that begin with \\fBx\\-\\fR.",
+        ".BR mount (8)", "or", ".BR fstab (5),", "or ask libfuse for what is so here anyway:", fill(words + ","),
+        fill(", ".join(f"\\fB{roff(w)}\\fR=\\fI...\\fR" for w in sorted(options.IGNORED_VALUES))
+             + " and all that begin with \\fBx\\-\\fR."),
     ]
+    return "\n".join(out) + "\n"
+
+
+def aliases() -> str:
+    """What libfuse and its passthrough_hp call these things."""
+    out = [
+        ".SH LIBFUSE'S NAMES",
+        "These options of libfuse and of its example passthrough_hp mean the same here,", "as do",
+        fill("\\fB\\-\\-foreground\\fR, \\fB\\-\\-debug\\fR, \\fB\\-\\-nopassthrough\\fR, "
+             "\\fB\\-\\-direct\\-io\\fR, \\fB\\-\\-selinux\\fR, and of \\fB\\-o\\fR \\fBallow_other\\fR, "
+             "\\fBallow_root\\fR, \\fBauto_unmount\\fR, \\fBdefault_permissions\\fR, \\fBmax_read\\fR, "
+             "\\fBfsname\\fR and \\fBsubtype\\fR."),
+    ]
+    for a in options.ALIASES:
+        value = ""
+        if a.value_of:
+            value = "\\fI" + roff(options.named(a.value_of).metadata["metavar"]) + "\\fR"
+        names = [f"\\fB{roff(flag)}\\fR" + (f" {value}" if value else "") for flag in a.flags]
+        if a.o:
+            names.append(f"\\fB\\-o {roff(a.o)}\\fR" + (f"={value}" if value else ""))
+        out += [".TP", ", ".join(names), prose(a.help)]
     return "\n".join(out) + "\n"
 
 
@@ -392,7 +414,7 @@ def subcommands() -> str:
 def passthru() -> str:
     """passthru(8)."""
     head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
-    return head + switches() + mount_options() + subcommands() + TRANSPORTS + exit_codes() + TAIL
+    return head + switches() + mount_options() + aliases() + subcommands() + TRANSPORTS + exit_codes() + TAIL
 
 
 PAGES: dict[str, Callable[[], str]] = {"passthru.8": passthru}

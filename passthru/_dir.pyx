@@ -47,8 +47,10 @@ cdef int op_opendir(Request *r) noexcept nogil:
     r.ctx.stats.opens += 1
     out.fh = index
     # The kernel keeps listings, and drops one when the directory's mtime shows a change; or now.
-    out.open_flags = FOPEN_CACHE_DIR
-    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
+    out.open_flags = FOPEN_CACHE_DIR if s.config.keep_cache else 0
+    if s.config.keep_cache == KEEP_ALL:
+        out.open_flags |= FOPEN_KEEP_CACHE
+    elif s.config.keep_cache and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
         version = version_of(&stx)
         if version and version == i.cached:
             out.open_flags |= FOPEN_KEEP_CACHE

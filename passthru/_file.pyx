@@ -62,6 +62,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     cdef uint32_t index = handle_open(&s.inodes, r.ctx.id, node, fd, H_FILE)
     cdef Handle *h
     cdef uint64_t version
+    cdef int keep = s.config.keep_cache
     if not index:
         return -ENOMEM
     r.ctx.stats.opens += 1
@@ -79,14 +80,14 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         # Pages cached at an earlier open are good if the file is still what it was then. An open
         # for writing may change it before the next one.
         version = version_of(stx)
-        if version and i.cached == version:
+        if keep == KEEP_ALL or (keep and version and i.cached == version):
             out.open_flags |= FOPEN_KEEP_CACHE
         i.cached = version
         if s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
         # Or the kernel does all direct writes to a file one after the other, and goes on from a
         # short direct read with a buffered one. Without the capability it would refuse mmap(2).
-        if flags & O_DIRECT and s.config.direct_opens:
+        if s.config.direct_io or (flags & O_DIRECT and s.config.direct_opens):
             out.open_flags |= FOPEN_DIRECT_IO
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.

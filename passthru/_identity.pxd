@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 from passthru._abi cimport (
     FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups,
 )
+from passthru._label cimport label_drop, label_take
 from passthru._libc cimport EACCES, EINVAL, EOVERFLOW, umask
 from passthru._request cimport Context, Request
 
@@ -55,6 +56,10 @@ cdef inline int identity_take(Request *r) noexcept nogil:
         if failed < 0:
             return failed
         r.ctx.groups = n
+    if r.ctx.server.config.selinux:
+        failed = label_take(r)
+        if failed < 0:
+            return failed
     if r.h.gid:
         sys_setfsgid(r.h.gid)
     if r.h.uid:
@@ -75,6 +80,8 @@ cdef inline bint identity_override(Request *r, int error) noexcept nogil:
 cdef inline void identity_restore(Request *r) noexcept nogil:
     if not r.ctx.server.config.identity:
         return
+    if r.ctx.labelled:
+        label_drop(r.ctx)
     # setfsuid(2) tells a failure only by the value that the next call returns.
     if r.h.uid:
         sys_setfsuid(0)

@@ -19,6 +19,10 @@ cdef enum:
     KIND_SETUP = 3
     KIND_MASK = 7
     SCRATCH_SIZE = 65536
+    # Config.keep_cache
+    KEEP_NOTHING = 0
+    KEEP_UNCHANGED = 1         # what the source shows no change of
+    KEEP_ALL = 2
     LOCK_SHARDS = 64
     # Config.root: what the mount's root is
     ROOT_TREE = 0              # a directory
@@ -39,7 +43,7 @@ cdef struct Config:
     uint32_t attr_valid_nsec
     uint64_t entry_valid
     uint32_t entry_valid_nsec
-    uint64_t negative_valid
+    uint64_t negative_valid    # that a name does not exist
     uint32_t negative_valid_nsec
     uint64_t init_flags        # negotiated
     uint64_t spin_ns
@@ -48,8 +52,11 @@ cdef struct Config:
     int zero_copy              # files may be opened for it (Linux 7.3)
     uint64_t zero_copy_min     # from this size on
     int direct_opens           # what is opened with O_DIRECT goes past the page cache altogether
+    int direct_io              # the kernel caches no file's data
+    int keep_cache             # what outlives a file's close in its cache
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
+    int selinux                # label what is made
     int xattr                  # serve extended attributes
     int debug
     int writeback
@@ -67,6 +74,8 @@ cdef struct Server:            # one mount
     void *waiters              # Pool: what waits for locks, as long as it takes
     void *locks                # lock owners, [LOCK_SHARDS]
     Handler dispatch
+    Handler admitted           # what gate() goes on to
+    uint32_t owner             # uid
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
@@ -89,6 +98,8 @@ cdef struct Context:           # one serving thread
     Linker link                # NULL: not on this thread
     unsigned pooled            # requests with the pool, to be taken back here
     unsigned mask              # this thread's umask
+    int label_fd               # this thread's fscreate attribute; -1: not open
+    unsigned labelled          # it is set
     unsigned groups            # supplementary groups now set
     uint64_t now               # when the thread last looked for requests (now_ns)
     uint64_t patience          # until then (ns) no backing write is tried inline

@@ -31,6 +31,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     cdef int r
     memset(ctx, 0, sizeof(Context))
     ctx.server = s
+    ctx.label_fd = -1
     ctx.id = atomic_add32(&s.stats.used, 1)
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
@@ -55,6 +56,9 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
 
 
 cdef void context_close(Context *ctx) noexcept nogil:
+    if ctx.label_fd >= 0:
+        close(ctx.label_fd)
+    ctx.label_fd = -1
     free(ctx.scratch)
     ctx.scratch = NULL
     if ctx.bounce != NULL:

@@ -31,8 +31,12 @@ class ServerCore:
         locks: bool,
         xattr: bool,
         writeback: bool,
-        null_io: bool = False,
-        fixed_size: bool = False,
+        negative_timeout: float = ...,
+        direct_io: bool = ...,
+        keep_cache: int = ...,
+        own_and_root: bool = ...,
+        null_io: bool = ...,
+        fixed_size: bool = ...,
     ) -> Self: ...
     def negotiated(self, flags: int, minor: int, fuse_fd: int, passthrough: bool) -> None: ...
     def zero_copy(self, on: bool, smallest: int) -> None: ...

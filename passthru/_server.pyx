@@ -14,6 +14,7 @@ from passthru._abi cimport *
 from passthru._backing cimport backing_forget
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._dialect cimport worker_register, worker_spoil
+from passthru._gate cimport gate
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
@@ -56,12 +57,16 @@ cdef class ServerCore:
     root_fd: the source, a directory, regular file or block device, opened O_RDONLY; stays the
     caller's. fixed_size: a regular file keeps the size that it has now. stats: a writable
     buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
+    keep_cache: 0 nothing outlives a file's close, 1 what is unchanged, 2 everything. own_and_root: refuse
+    requests of others.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
-                  bint locks, bint xattr, bint writeback, bint null_io=False, bint fixed_size=False):
+                  bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
+                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, bint null_io=False,
+                  bint fixed_size=False):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[32]
@@ -81,15 +86,22 @@ cdef class ServerCore:
         c.payload_size = payload_size
         c.attr_valid, c.attr_valid_nsec = split_timeout(attr_timeout)
         c.entry_valid, c.entry_valid_nsec = split_timeout(entry_timeout)
-        c.negative_valid, c.negative_valid_nsec = split_timeout(entry_timeout)
+        c.negative_valid, c.negative_valid_nsec = split_timeout(
+            negative_timeout if negative_timeout >= 0 else entry_timeout)
         c.spin_ns = <uint64_t> (spin_us * 1000)
         c.fixed_budget = fixed_budget
         c.identity = identity
         c.locks = locks
         c.xattr = xattr
         c.writeback = writeback
+        c.direct_io = direct_io
+        c.keep_cache = keep_cache
         ops_init(null_io)
         self.s.dispatch = dispatch
+        if own_and_root:
+            self.s.owner = os.geteuid()
+            self.s.admitted = self.s.dispatch
+            self.s.dispatch = gate
         check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
         self.s.handles.live = &self.s.stats.handles
         check(-errno if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0, "source")
@@ -130,6 +142,7 @@ cdef class ServerCore:
             self.s.inodes.forget = forget_backing
         self.s.config.init_flags = flags
         self.s.config.direct_opens = flags >> 36 & 1  # DIRECT_IO_ALLOW_MMAP
+        self.s.config.selinux = flags >> 32 & 1  # SECURITY_CTX
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .options import Options
 
 MAJOR, MINOR, MIN_MINOR = 7, 46, 31
+EXTENSIONS = 38  # from this minor on a request says where its extensions begin
 OP_INIT = 26
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
@@ -72,7 +73,8 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
      "the source clears suid, sgid and capabilities; no GETXATTR per write"),
     (29, "SETXATTR_EXT", _yes, "tells when setting an ACL has to clear sgid"),
     (30, "INIT_EXT", _yes, "bits 32..63"),
-    (32, "SECURITY_CTX", _no, "labels are the source's own policy's business"),
+    (32, "SECURITY_CTX", lambda s: s.options.selinux and s.identity,
+     "an option: labels are the source's own policy's business"),
     (33, "HAS_INODE_DAX", _no, "DAX is virtiofs's"),
     (34, "CREATE_SUPP_GROUP", lambda s: s.identity, "creates in setgid directories as a member of their group"),
     (35, "HAS_EXPIRE_ONLY", _no, "no notifications are sent"),
@@ -129,7 +131,8 @@ def parse(data: bytes) -> Init:
 
 def choose(init: Init, situation: Situation) -> int:
     """The flags to answer with: what is offered and wanted."""
-    return sum(1 << bit for bit, _, want, _ in CAPABILITIES if init.flags >> bit & 1 and want(situation))
+    flags = sum(1 << bit for bit, _, want, _ in CAPABILITIES if init.flags >> bit & 1 and want(situation))
+    return flags if init.minor >= EXTENSIONS else flags & ~flag("SECURITY_CTX")
 
 
 def reply(init: Init, flags: int, options: Options) -> bytes:

@@ -86,6 +86,8 @@ def open_mountpoint(path: str, directory: bool = True) -> tuple[str, int]:
 
 def allow_other(options: Options) -> bool:
     """Are other users let in? Root's mounts are for all, like any other mount of root's."""
+    if options.allow_root:  # the daemon checks the callers, if the kernel cannot
+        return options.checks_callers
     return os.geteuid() == 0 if options.allow_other is None else options.allow_other
 
 
@@ -101,6 +103,8 @@ class KernelMount:
                 "source": options.fsname or source, "fd": str(fuse_fd),
                 "rootmode": f"{root_mode:o}", "user_id": str(os.geteuid()), "group_id": str(os.getegid()),
             }
+            if options.max_read:
+                strings["max_read"] = str(options.max_read)
             if options.subtype:
                 strings["subtype"] = options.subtype
             for key, value in strings.items():
@@ -155,6 +159,7 @@ def fusermount(options: Options, source: str, target: str) -> int:
     words += ["ro"] if options.read_only else []
     words += ["allow_other"] if allow_other(options) else []
     words += ["default_permissions"] if options.default_permissions else []
+    words += [f"max_read={options.max_read}"] if options.max_read else []
     words += ["noexec"] if options.noexec else []
     words += ["noatime"] if options.noatime else []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -174,6 +179,18 @@ def fusermount(options: Options, source: str, target: str) -> int:
         raise MountError(text[-1] if text else f"fusermount3 failed ({child.returncode})")
     os.set_inheritable(fds[0], False)
     return fds[0]
+
+
+def detach(target: str, mount_id: int, root: bool) -> None:
+    """Take the mount of a daemon that has gone away from `target`, busy or not. Raises OSError."""
+    here = mounted_at(target)
+    if here is None or here.mount_id != mount_id:
+        return
+    if root:
+        _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
+    else:
+        subprocess.run(
+            [shutil.which("fusermount3") or "fusermount3", "-u", "-z", "-q", "--", target], check=False)
 
 
 UNMOUNTED, DETACHED, NOT_THERE = "unmounted", "detached", "not there"

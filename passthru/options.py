@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, NoReturn
 
@@ -16,6 +16,8 @@ POOL = 15 << 18  # bytes: with a ring and what else a queue's thread takes, belo
 TRANSPORTS = ("auto", "ring", "dev")
 DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
+# Cache policies, and for how many seconds the kernel keeps attributes and names.
+CACHE: dict[str, float] = {"never": 0.0, "open": 0.0, "auto": 1.0, "always": 86400.0}
 
 
 def _int(text: str, low: int, high: int, unit: str = "") -> int:
@@ -109,6 +111,12 @@ class Options:
     default_permissions: bool = option(
         True, "have the kernel check permissions; the default",
         o="default_permissions", no="nodefault_permissions")
+    allow_root: bool = option(
+        False, "let root in beside the one who mounts; root's own mounts then are for root alone",
+        o="allow_root", no="noallow_root")
+    auto_unmount: bool = option(
+        False, "unmount also when the daemon is killed: a second process sees to that",
+        o="auto_unmount", no="noauto_unmount")
     fsname: str | None = option(
         None, "what mount(8) shows as the source; default: the source", parse=_name, metavar="NAME", o="fsname")
     subtype: str = option(
@@ -162,16 +170,30 @@ class Options:
     max_background: int = option(
         256, "asynchronous requests that the kernel may have out at one time", "--max-background",
         parse=lambda t: _int(t, 1, 65535), metavar="N", o="max_background")
+    max_read: int = option(
+        0, "largest READ in bytes, 4096 at least; 0: as large as --max-write allows",
+        parse=lambda t: _size(t, 0, 1 << 30), metavar="BYTES", o="max_read")
     spin_us: int = option(
         50, "microseconds that a queue's thread yields to others before it sleeps", "--spin-us",
         parse=lambda t: _int(t, 0, 1000), metavar="US", o="spin_us")
 
+    cache: str = option(
+        "auto", "what the kernel keeps of what it has seen; 'never': nothing, files are open for direct I/O, "
+        "'open': a file's pages while it is open, 'auto': also what is unchanged in the source, names and "
+        "attributes for 1 second, 'always': all of it, for a day: nobody changes the source beside the mount",
+        "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|always", o="cache")
     attr_timeout: float = option(
-        1.0, "seconds that the kernel may keep attributes", "--attr-timeout",
+        None, "seconds that the kernel may keep attributes; default: by --cache", "--attr-timeout",
         parse=_seconds, metavar="SECONDS", o="attr_timeout")
     entry_timeout: float = option(
-        1.0, "seconds that the kernel may keep names, and that a name does not exist", "--entry-timeout",
+        None, "seconds that the kernel may keep names; default: by --cache", "--entry-timeout",
         parse=_seconds, metavar="SECONDS", o="entry_timeout")
+    negative_timeout: float = option(
+        None, "seconds that the kernel may keep that a name does not exist; default: that of --entry-timeout",
+        "--negative-timeout", parse=_seconds, metavar="SECONDS", o="negative_timeout")
+    direct_io: bool = option(
+        False, "open all files for direct I/O: each read and write comes to the daemon, and the kernel caches none",
+        "--direct-io", o="direct_io", no="nodirect_io")
     writeback: bool = option(
         False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
     passthrough: bool = option(
@@ -184,9 +206,39 @@ class Options:
         False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
         "-x", "--one-file-system", o="one_file_system")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
+    selinux: bool = option(
+        False, "have the source label what is made as SELinux wants it for the caller (root only)", "--selinux",
+        o="selinux", no="noselinux")
 
     null_io: bool = option(
         False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)
+
+    def __post_init__(self) -> None:
+        """Timeouts that are not given follow from the cache policy."""
+        kept = CACHE[self.cache]
+        self._default("attr_timeout", kept)
+        # Of a walk through names that it keeps, the kernel tells nobody who could refuse it.
+        self._default("entry_timeout", 0.0 if self.checks_callers else kept)
+        self._default("negative_timeout", self.entry_timeout)
+
+    def _default(self, name: str, value: float) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    def check(self) -> None:
+        """Raises UsageError for what contradicts itself."""
+        if os.geteuid() == 0 and not self.default_permissions and self.allow_other is not False and not self.allow_root:
+            raise UsageError(
+                "-o nodefault_permissions with allow_other would let everybody do as root does; add -o noallow_other")
+        if self.allow_root and self.allow_other:
+            raise UsageError("-o allow_root and allow_other exclude each other")
+        if self.writeback and (self.direct_io or self.cache == "never"):
+            raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
+
+    @property
+    def checks_callers(self) -> bool:
+        """Does the daemon refuse other users than its own and root? (The kernel has no such option.)"""
+        return self.allow_root and os.geteuid() != 0
 
     @property
     def max_pages(self) -> int:
@@ -204,10 +256,44 @@ class Options:
         return self.max_pages * PAGE
 
 
+@dataclass(frozen=True)
+class Alias:
+    """Another name for what options do: those of libfuse and its example passthrough_hp.
+
+    flags, o: as of option(). It sets `sets`, and if it takes a value, the option `value_of`.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    o: str | None = None
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    value_of: str | None = None
+
+
+ALIASES = (
+    Alias("keep a file's pages while it is open, and nothing else: --cache open", ("--nocache",),
+          sets={"cache": "open"}),
+    Alias("one thread: --threads 1", ("-s", "--single"), sets={"threads": 1}),
+    Alias("the same as --threads", ("--num-threads",), o="max_threads", value_of="threads"),
+    Alias("the ring if it can be had, as is the default: --transport auto", o="io_uring",
+          sets={"transport": "auto"}),
+    Alias("the same as --queue-depth", o="io_uring_q_depth", value_of="queue_depth"),
+    Alias("the same as --writeback", o="writeback_cache", sets={"writeback": True}),
+    Alias("the same as --local-locks", o="no_remote_lock", sets={"local_locks": True}),
+    Alias("accepted, there is nothing to switch off: data is not spliced", ("--nosplice",)),
+    Alias("accepted, each thread has an fd of its own always", ("--clone-fd",), o="clone_fd"),
+)
+
+
 # mount(8) options that mean something to mount(8), fstab or systemd only.
 IGNORED = frozenset(
     "defaults auto noauto user nouser users owner group nofail _netdev async relatime norelatime"
-    " nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion".split())
+    " nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion"
+    # libfuse's, for what is done anyway or not at all
+    " async_read async_dio atomic_o_trunc auto_cache auto_inval_data big_writes large_read"
+    " no_splice_read no_splice_write no_splice_move splice_read splice_write splice_move".split())
+# The same, with a value.
+IGNORED_VALUES = frozenset(("comment", "max_idle_threads"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -219,6 +305,26 @@ def _declared() -> list[Any]:
     return [f for f in fields(Options) if f.metadata]
 
 
+def named(name: str) -> Any:
+    """The declaration of an option."""
+    return next(f for f in _declared() if f.name == name)
+
+
+class _Value(argparse.Action):
+    """Parses the value of an option, under the name that was typed."""
+
+    def __call__(self, _parser: Any, into: argparse.Namespace, text: Any, typed: str | None = None) -> None:
+        setattr(into, self.dest, _parsed(named(self.dest), typed or self.dest, text))
+
+
+class _Sets(argparse.Action):
+    """A switch that sets several options, or none."""
+
+    def __call__(self, _parser: Any, into: argparse.Namespace, _text: Any, _typed: str | None = None) -> None:
+        for name, value in self.const.items():
+            setattr(into, name, value)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's parser, made from the declarations."""
     p = _Parser(
@@ -228,14 +334,14 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS)
     p.add_argument("source", metavar="SOURCE")
     p.add_argument("mountpoint", metavar="MOUNTPOINT")
-    p.add_argument("--version", action="version", version=f"passthru {VERSION}")
+    p.add_argument("-V", "--version", action="version", version=f"passthru {VERSION}")
     for f in _declared():
         m = f.metadata
         if not m["flags"]:
             continue
         text = argparse.SUPPRESS if m["hidden"] else m["help"]
         if m["parse"]:
-            p.add_argument(*m["flags"], dest=f.name, metavar=m["metavar"], help=text)
+            p.add_argument(*m["flags"], dest=f.name, action=_Value, metavar=m["metavar"], help=text)
         else:
             p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=text)
         if m["no_flags"]:
@@ -250,6 +356,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-o", dest="mount_options", action="append", metavar="OPT[,OPT...]",
         help="mount options: " + ", ".join(words))
+    others = p.add_argument_group("for those who know libfuse's passthrough_hp")
+    for a in ALIASES:
+        if a.flags and a.value_of:
+            others.add_argument(
+                *a.flags, dest=a.value_of, action=_Value, metavar=named(a.value_of).metadata["metavar"], help=a.help)
+        elif a.flags:
+            others.add_argument(*a.flags, dest="alias", action=_Sets, nargs=0, const=a.sets, help=a.help)
     return p
 
 
@@ -269,7 +382,7 @@ def split_mount_options(text: str) -> list[str]:
 
 def _mount_option(word: str) -> dict[str, Any]:
     name, has_value, value = word.partition("=")
-    if name in IGNORED or name.startswith("x-") or name == "comment":
+    if (name in IGNORED and not has_value) or name.startswith("x-") or name in IGNORED_VALUES:
         return {}
     for f in _declared():
         m = f.metadata
@@ -279,6 +392,11 @@ def _mount_option(word: str) -> dict[str, Any]:
             return {f.name: _parsed(f, f"-o {name}", value) if m["parse"] else True}
         if name == m["no"] and not has_value:
             return {f.name: False}
+    for a in ALIASES:
+        if name == a.o:
+            if bool(a.value_of) != bool(has_value):
+                raise UsageError(f"-o {name} takes {'a' if a.value_of else 'no'} value")
+            return {a.value_of: _parsed(named(a.value_of), f"-o {name}", value)} if a.value_of else dict(a.sets)
     raise UsageError(f"unknown mount option {word!r}")
 
 
@@ -300,7 +418,7 @@ def arguments(values: dict[str, Any]) -> list[str]:
             continue
         m, value = f.metadata, values[f.name]
         if m["parse"]:
-            kinds = (str, int, float) if isinstance(f.default, float) else (str, type(f.default))
+            kinds = (str, int, float) if m["parse"] is _seconds else (str, type(f.default))
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise TypeError(f"{f.name}: {value!r} is of type {type(value).__name__}")
             text = str(value)
@@ -331,18 +449,11 @@ def parse(argv: Sequence[str]) -> Options:
     for text in given.pop("mount_options", []):
         for word in split_mount_options(text):
             values.update(_mount_option(word))
-    by_name = {f.name: f for f in _declared()}
-    for name, value in given.items():
-        f = by_name.get(name)
-        if f is not None and f.metadata["parse"]:
-            value = _parsed(f, f.metadata["flags"][-1], value)
-        values[name] = value
+    values.update(given)
     if values.get("debug"):
         values["foreground"] = True
     if values.get("null_io"):
         values.update(passthrough=False, zero_copy="off")  # the kernel would do the I/O
     options = Options(**values)
-    if os.geteuid() == 0 and not options.default_permissions and options.allow_other is not False:
-        raise UsageError(
-            "-o nodefault_permissions with allow_other would let everybody do as root does; add -o noallow_other")
+    options.check()
     return options

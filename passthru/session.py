@@ -19,7 +19,7 @@ from dataclasses import fields, replace
 
 import psutil
 
-from . import _server, _sys, init, stats
+from . import _server, _sys, init, stats, watcher
 from . import mounting as mount
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
@@ -29,6 +29,7 @@ from .source import Source, open_source, reopen
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
+KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -180,6 +181,7 @@ class Session:
         self.wake_read = -1
         self.depth = options.queue_depth
         self.page: stats.Page | None = None
+        self.watcher: watcher.Watcher | None = None
         self.core: _server.ServerCore
 
     # ------------------------------------------------------------ bring-up
@@ -239,6 +241,8 @@ class Session:
             except OSError as e:
                 raise SourceError(f"source {o.source}: a mount of its own for it: {reason(e)}") from None
         self._check_max_write()
+        if o.auto_unmount:
+            self.watcher = watcher.Watcher()
         raise_fd_limit()
         self._want_ring()
         try:
@@ -310,7 +314,9 @@ class Session:
         self.core = _server.ServerCore(
             self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 2)),
             payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
-            entry_timeout=o.entry_timeout, spin_us=o.spin_us,
+            entry_timeout=o.entry_timeout, negative_timeout=o.negative_timeout,
+            direct_io=o.direct_io or o.cache == "never", keep_cache=KEEP[o.cache],
+            own_and_root=o.checks_callers, spin_us=o.spin_us,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io, fixed_size=self.fixed)
@@ -363,6 +369,8 @@ class Session:
                 raise MountError(f"mount on {self.target}: {reason(e)}") from None
             self.visible = True
             self.kernel_mount.close()
+        if self.watcher is not None:
+            self.watcher.watch(self.target, self.mount_id)
         os.close(self.target_fd)
         self._describe()
 
@@ -427,7 +435,7 @@ class Session:
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
             self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
-            o.passthrough and not (o.writeback or self.fixed or self.source.device) and capable(21)))
+            o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device) and capable(21)))
         if self.options.debug:
             log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
             log(f"INIT: taken {' '.join(init.names(flags))}")
@@ -578,6 +586,8 @@ class Session:
             queue.thread.release()
         if self.page is not None:
             self.page.remove()
+        if self.watcher is not None:
+            self.watcher.dismiss()
 
     def _check_level(self) -> None:
         """Debug builds: what was taken has been given back."""
@@ -610,6 +620,8 @@ class Session:
             queue.go.set()
         if self.page is not None:
             self.page.remove()
+        if self.watcher is not None:
+            self.watcher.dismiss()
 
 
 def log(text: str) -> None:

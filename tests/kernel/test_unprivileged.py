@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 from _daemon import START, environment, mounted, until
-from _users import NOBODY
+from _users import NOBODY, as_user
 
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
@@ -47,11 +47,11 @@ def users_mount(mount, place):
     mode = os.stat("/dev/fuse").st_mode
     os.chmod("/dev/fuse", 0o666)  # as udev has it; fusermount3 opens it as the user
 
-    def start(transport: str, *ends: Path) -> subprocess.Popen[bytes]:
+    def start(transport: str, *ends: Path, options: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         nonlocal process
         with open(log, "wb") as f:
             process = subprocess.Popen(
-                [python[0], "-m", "passthru", "-f", "--transport", transport,
+                [python[0], "-m", "passthru", "-f", "--transport", transport, *options,
                  *(ends or (place / "src", place / "mnt"))],
                 env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **USER)
         until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted")
@@ -156,3 +156,42 @@ def test_one_file_over_itself(users_mount, place, transport):
     process.terminate()
     assert process.wait(10) == 0
     assert image.read_bytes() == b"imagemore\n"
+
+
+@pytest.fixture
+def user_allow_other(place):
+    """Users may let others in, for the time of a test."""
+    conf = Path("/etc/fuse.conf")
+    if not conf.exists():
+        pytest.skip("no /etc/fuse.conf to put another one over")
+    (place / "fuse.conf").write_text("user_allow_other\n")
+    subprocess.run(["mount", "--bind", place / "fuse.conf", conf], check=True)
+    yield
+    subprocess.run(["umount", conf], check=True)
+
+
+def test_allow_root(users_mount, place, transport, user_allow_other):
+    """The owner and root, and nobody else, not even to names that the kernel has just seen."""
+    process = users_mount(transport, options=("-o", "allow_root"))
+    file = place / "mnt" / "f"
+    as_nobody("sh", "-c", f"echo hello >{file} && mkdir {place}/mnt/d && ls -lR {place}/mnt")
+    assert file.read_text() == "hello\n" and os.listdir(place / "mnt" / "d") == []
+    act = {
+        "list": lambda: os.listdir(place / "mnt"), "stat": lambda: os.stat(file), "read": file.read_text,
+        "make": (place / "mnt" / "g").touch, "absent": lambda: os.stat(place / "mnt" / "absent"),
+    }
+    for what, attempt in act.items():
+        os.stat(file)
+        with pytest.raises(OSError, match="Permission denied"):
+            as_user(NOBODY - 1, NOBODY - 1, [], attempt)
+            pytest.fail(f"may {what}")
+    as_nobody("fusermount3", "-u", place / "mnt")
+    assert process.wait(10) == 0
+
+
+def test_auto_unmount(users_mount, place, transport):
+    process = users_mount(transport, options=("-o", "auto_unmount"))
+    as_nobody("touch", place / "mnt" / "f")
+    process.kill()
+    process.wait(10)
+    until(lambda: not mounted(place / "mnt"), "unmounted")

@@ -9,7 +9,7 @@ import pytest
 
 import passthru
 from passthru.errors import UsageError
-from passthru.options import IGNORED, Options, parse, parser, split_mount_options
+from passthru.options import ALIASES, IGNORED, Options, parse, parser, split_mount_options
 
 ENDS = ["/src", "/mnt"]
 DECLARED = [f for f in fields(Options) if f.metadata]
@@ -152,3 +152,72 @@ def test_names_like_options():
 def test_null_io_leaves_no_data_to_the_kernel():
     o = parse(["--null-io", "--passthrough", "--zero-copy", "on", *ENDS])
     assert (o.null_io, o.passthrough, o.zero_copy) == (True, False, "off")
+
+
+# What libfuse's passthrough_hp takes on its command line, and what it means here.
+@pytest.mark.parametrize("words, means", [
+    (["--foreground"], {"foreground": True}),
+    (["--debug"], {"debug": True, "foreground": True}),
+    (["--nopassthrough"], {"passthrough": False}),
+    (["--nocache"], {"cache": "open", "attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0}),
+    (["--nosplice"], {}),
+    (["--clone-fd"], {}),
+    (["--single"], {"threads": 1}),
+    (["-s"], {"threads": 1}),
+    (["--num-threads", "5"], {"threads": 5}),
+    (["--num-threads=5"], {"threads": 5}),
+    (["--direct-io"], {"direct_io": True}),
+    (["--selinux"], {"selinux": True}),
+    (["-o", "io_uring"], {"transport": "auto"}),
+    (["-o", "io_uring,io_uring_q_depth=9"], {"transport": "auto", "queue_depth": 9}),
+    (["-oio_uring,allow_other"], {"allow_other": True}),
+    (["-o", "auto_unmount,allow_root"], {"auto_unmount": True, "allow_root": True}),
+    (["-o", "max_read=65536,default_permissions"], {"max_read": 65536}),
+    (["-o", "clone_fd,max_idle_threads=3,max_threads=4"], {"threads": 4}),
+    (["-o", "dev,suid,exec,rw,sync,fsname=x"], {"fsname": "x"}),
+    (["-o", "writeback_cache,no_remote_lock"], {"writeback": True, "local_locks": True}),
+], ids=str)
+def test_passthrough_hp_words(words, means):
+    assert parse([*words, *ENDS]) == Options(source="/src", mountpoint="/mnt", **means)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["-o", "allow_root,allow_other"], "exclude"),
+    (["--writeback", "--direct-io"], "page cache"),
+    (["--writeback", "--cache", "never"], "page cache"),
+    (["--num-threads", "x"], "^--num-threads: 'x' is not a number$"),
+    (["-o", "io_uring=1"], "takes no value"),
+    (["-o", "io_uring_q_depth"], "takes a value"),
+    (["-o", "clone_fd=1"], "takes no value"),
+    (["-o", "fd=3"], "unknown"),
+    (["-o", "blkdev"], "unknown"),
+], ids=str)
+def test_cannot_be_honoured(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse([*words, *ENDS])
+
+
+def test_last_of_two_names_wins():
+    assert parse(["--single", "--num-threads", "3", *ENDS]).threads == 3
+    assert parse(["--threads", "3", "--single", *ENDS]).threads == 1
+    assert parse(["--cache", "always", "--nocache", *ENDS]).cache == "open"
+
+
+def test_timeouts_follow_the_policy():
+    o = parse(["--cache", "always", "--attr-timeout", "3", *ENDS])
+    assert (o.attr_timeout, o.entry_timeout, o.negative_timeout) == (3, 86400, 86400)
+    o = parse(["--nocache", "-o", "entry_timeout=2", *ENDS])
+    assert (o.attr_timeout, o.entry_timeout, o.negative_timeout) == (0, 2, 2)
+
+
+def test_versions(capsys):
+    for flag in ("-V", "--version"):
+        with pytest.raises(SystemExit) as e:
+            parse([flag])
+        assert e.value.code == 0 and capsys.readouterr().out.startswith("passthru ")
+
+
+def test_aliases_are_shown():
+    text = parser().format_help()
+    for a in ALIASES:
+        assert all(flag in text for flag in a.flags)
