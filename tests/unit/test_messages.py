@@ -87,6 +87,8 @@ def messages() -> list[tuple[str, str]]:
     found = []
     for path in sorted([*(ROOT / "passthru").rglob("*.py"), *(ROOT / "passthru").glob("*.pyx"),
                         ROOT / "start", ROOT / "tools" / "deb"]):
+        if not path.exists():
+            continue
         of = {".py": of_python, ".pyx": of_cython}.get(path.suffix, of_shell)
         for line, text in of(path):
             text = text.removeprefix("passthru: ")
