@@ -1,9 +1,9 @@
 # Payload memory and the data path.
 from libc.stdint cimport uint32_t
 
+from passthru._abi cimport io_uring_sqe
 from passthru._inode cimport Handle
-from passthru._request cimport Context, Handler, Request
-from passthru._uring cimport Uring
+from passthru._request cimport Finisher, Handler, Request
 
 cdef struct Payloads:          # the payload memory of one queue
     char *base
@@ -14,7 +14,7 @@ cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
-cdef int bounced(Request *r) noexcept nogil
+cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil
 cdef bint has_suid(int fd) noexcept nogil
 cdef void kill_suidgid(int fd) noexcept nogil
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil

@@ -219,55 +219,6 @@ cdef int blocking_write(Request *r) noexcept nogil:
     return write_reply(r, res)
 
 
-# ------------------------------------ zero-copied requests without file data
-
-cdef int bounced(Request *r) noexcept nogil:
-    """Serve a READDIR or READLINK whose reply belongs into the kernel's pages.
-
-    Only io_uring reaches those: the reply is put into a memory file, and read from there.
-    Buffer rings may do this to any request with pages; 7.3 does it to READ and WRITE only.
-    """
-    cdef Context *ctx = r.ctx
-    cdef io_uring_sqe *sqe
-    cdef int res
-    if r.h.opcode not in (FUSE_READDIR, FUSE_READDIRPLUS, FUSE_READLINK):
-        if r.h.opcode < 64:
-            ctx.stats.ops[r.h.opcode] += 1
-        return -ENOTTY if r.h.opcode == FUSE_IOCTL else -EIO
-    if ctx.bounce == NULL:
-        ctx.bounce_fd = memfd_create("passthru", MFD_CLOEXEC)
-        ctx.bounce = <char *> aligned_alloc(4096, ctx.server.config.payload_size)
-        if ctx.bounce_fd < 0 or ctx.bounce == NULL:
-            return -ENOMEM
-    r.out = ctx.bounce
-    r.out_cap = ctx.server.config.payload_size
-    res = ctx.server.dispatch(r)
-    if res <= 0:
-        return res
-    # Requests are served one after the other, but their reads may wait: each has a place.
-    if ctx.inflight == 0:
-        ctx.bounce_at = 0
-    if pwrite(ctx.bounce_fd, r.out, res, ctx.bounce_at) != res:
-        return -EIO
-    r.fd = ctx.bounce_fd
-    r.len = res
-    sqe = ring_sqe(r, bounce_done)
-    sqe.opcode = IORING_OP_READ_FIXED
-    sqe.buf_index = r.zero_copy_index
-    sqe.off = ctx.bounce_at
-    sqe.addr = 0
-    sqe.len = res
-    ctx.bounce_at += res
-    r.ctx.stats.io_zero_copy += 1
-    return PENDING
-
-
-cdef int bounce_done(Request *r, int res) noexcept nogil:
-    if res == <int> r.len:
-        return res
-    return res if res < 0 else -EIO
-
-
 # ----------------------------------------------------------- READ, WRITE
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil:

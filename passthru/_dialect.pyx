@@ -185,9 +185,10 @@ cdef int bufpool_register(Queue *q, Worker *w) noexcept nogil:
     if r < 0:
         return -r
     registered = w.want_pinned and register_pool(q)
-    r = add_bufpool(q, registered)
-    if r < 0 and registered:
+    r = add_bufpool(q, True) if registered else -EPERM
+    if r < 0:
         registered = False
+        q.buffers = q.unpinned
         r = add_bufpool(q, False)
     if r < 0:
         return r if q.zero_copy else -r
@@ -260,6 +261,8 @@ cdef int bufring_register(Queue *q, Worker *w) noexcept nogil:
     if q.zero_copy:
         q.bufring_flags |= FUSE_URING_BUFRING_ZERO_COPY
     q.pinned = (tries[k] & FUSE_URING_PINNED_BUFFERS) != 0
+    if not q.pinned:
+        q.buffers = q.unpinned
     pooled(q, q.pinned)
     for n in range(q.depth):
         e = &q.entries[n]

@@ -104,9 +104,8 @@ cdef struct Context:           # one serving thread
     uint64_t now               # when the thread last looked for requests (now_ns)
     uint64_t patience          # until then (ns) no backing write is tried inline
     char *scratch              # SCRATCH_SIZE bytes
-    char *bounce               # see _copy.bounced()
-    int bounce_fd
-    uint64_t bounce_at
+    int bounce_fd              # see _bounce
+    uint64_t bounce_size
 
 cdef struct Request:
     fuse_in_header h           # copied: a ring's out header overwrites it
@@ -128,6 +127,7 @@ cdef struct Request:
     uint64_t off
     char *buf
     char *fixed_base           # memory that is, or may be, registered in slot buf_index; NULL: none
+    char *bounce               # see _bounce
     uint32_t fixed_max         # bytes that may be
     uint32_t fixed_len         # bytes that are
     uint16_t buf_index

@@ -19,9 +19,11 @@ cdef struct Queue:
     Worker *worker
     unsigned qid
     unsigned depth
+    unsigned lost          # entries that an error took, other than the end of the connection
     Entry *entries         # [depth]
     Payloads payloads
-    unsigned buffers       # of the payloads, those that a pool consists of
+    unsigned buffers       # of the payloads, those that a pool consists of,
+    unsigned unpinned      # and if it is not pinned
     uint16_t pool_slot     # of the pool in the ring's registered-buffer table
     # What the set-up came to (see _dialect).
     unsigned dialect
@@ -71,8 +73,10 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     int error              # why the ring cannot be used, -errno
 
 cdef int entry_request(Entry *e) noexcept nogil
+cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil
+cdef void arm_wake(Worker *w) noexcept nogil
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
-                     int cpu) noexcept nogil
+                     unsigned unpinned, int cpu) noexcept nogil
 cdef void worker_serve(Worker *w) noexcept nogil
 cdef void worker_wake(Worker *w) noexcept nogil
 cdef void worker_close(Worker *w) noexcept nogil

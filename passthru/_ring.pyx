@@ -12,7 +12,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
-from passthru._copy cimport bounced, payloads_map, payloads_unmap
+from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
+from passthru._copy cimport payloads_map, payloads_unmap
 from passthru._libc cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
@@ -38,7 +39,7 @@ cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned 
     if q.entries == NULL:
         return -ENOMEM
     memset(q.entries, 0, depth * sizeof(Entry))
-    if payloads_map(&q.payloads, depth if depth > buffers else buffers, w.ctx.server.config.payload_size) < 0:
+    if payloads_map(&q.payloads, max(depth, buffers, q.unpinned), w.ctx.server.config.payload_size) < 0:
         return -ENOMEM
     for n in range(depth):
         e = &q.entries[n]
@@ -51,11 +52,11 @@ cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned 
 
 
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
-                     int cpu) noexcept nogil:
+                     unsigned unpinned, int cpu) noexcept nogil:
     """Make the calling thread the server of `nqueues` queues of `depth` entries. 0 or -errno.
 
-    buffers: payloads of each queue that a pool has. All that can fail before the kernel is asked
-    to use the ring happens here.
+    buffers, unpinned: payloads of each queue that a pool has, by whether it is pinned. All that can
+    fail before the kernel is asked to use the ring happens here.
     """
     cdef unsigned n
     cdef int r
@@ -90,6 +91,7 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     w.nqueues = nqueues
     for n in range(nqueues):
         w.queues[n].pool_slot = <uint16_t> (w.nentries + n)
+        w.queues[n].unpinned = unpinned
         r = queue_open(&w.queues[n], w, qids[n], depth, buffers, n * depth)
         if r < 0:
             return r
@@ -98,9 +100,12 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
 
 cdef void worker_close(Worker *w) noexcept nogil:
     """After worker_serve(): no CQE can come any more, so memory can go. The ring goes first."""
-    cdef unsigned n
+    cdef unsigned n, k
     uring_close(&w.ring)
     for n in range(w.nqueues):
+        for k in range(w.queues[n].depth if w.queues[n].entries != NULL else 0):
+            w.queues[n].entries[k].req.ctx = &w.ctx
+            bounce_close(&w.queues[n].entries[k].req)
         payloads_unmap(&w.queues[n].payloads)
         free(w.queues[n].entries)
     free(w.queues)
@@ -183,7 +188,7 @@ cdef int entry_request(Entry *e) noexcept nogil:
     r.zero_copy = <uint16_t> (io.flags & FUSE_URING_ENT_ZERO_COPY)
     r.interrupted = 0
     r.interruptible = 0
-    e.buffered = at < q.location_limit
+    e.buffered = at < q.location_limit and at % q.payloads.size == 0
     q.worker.ctx.stats.buffers_taken += e.buffered
     if e.buffered:
         r.out = r.arg = e.payload + at
@@ -195,7 +200,7 @@ cdef int entry_request(Entry *e) noexcept nogil:
     if io.payload_sz > q.payloads.size or r.h.len < sizeof(fuse_in_header) \
             or io.flags & ~<uint64_t> FUSE_URING_ENT_ZERO_COPY \
             or (r.out_cap == 0 and io.payload_sz and not r.zero_copy) \
-            or (r.zero_copy and not q.zero_copy):
+            or (r.zero_copy and not q.zero_copy) or io.commit_id == 0:
         return entry_refuse(e)
     return 0
 
@@ -206,8 +211,8 @@ cdef int entry_refuse(Entry *e) noexcept nogil:
     e.queue.worker.ctx.stats.refused += 1
     if e.queue.worker.ctx.stats.refused == 1:
         dprintf(2, "passthru: queue %u entry %u: malformed request refused (opcode %u, length %u, "
-                "payload %u, location %u, flags %lu)\n", e.queue.qid, e.id, e.req.h.opcode, e.req.h.len,
-                io.payload_sz, io.location, io.flags)
+                "payload %u, location %u, flags %lu, commit id %lu)\n", e.queue.qid, e.id, e.req.h.opcode, e.req.h.len,
+                io.payload_sz, io.location, io.flags, io.commit_id)
     return -EIO
 
 
@@ -222,8 +227,12 @@ cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
         w.disconnected = True
     elif res != -ENOENT or not w.disconnected:  # of a connection that has ended, requests are not found
         w.ctx.stats.entries_lost += 1
-        dprintf(2, "passthru: queue %u entry %u: ring command failed with error %d, entry lost\n",
-                e.queue.qid, e.id, -res)
+        if w.ctx.stats.entries_lost == 1:
+            dprintf(2, "passthru: queue %u entry %u: ring command failed with error %d, entry lost\n",
+                    e.queue.qid, e.id, -res)
+        e.queue.lost += 1
+        if e.queue.lost == e.queue.depth:
+            w.error = res  # nobody would serve the queue: the session ends
     e.state = E_GONE
     w.alive -= 1
 
@@ -247,17 +256,20 @@ cdef void entry_complete_remote(Request *r, int result) noexcept nogil:
 cdef void take_completed(Worker *w) noexcept nogil:
     cdef Request *r = <Request *> atomic_swapp(&w.completed, NULL)
     cdef Request *follow
+    cdef int result
     while r != NULL:
         follow = r.next
         r.ctx = &w.ctx
         w.ctx.pooled -= 1
-        entry_finish(<Entry *> r, r.result)
+        result = bounce_finish(r, r.result) if bounces(r) else r.result
+        if result != PENDING:
+            entry_finish(<Entry *> r, result)
         r = follow
 
 
 # --------------------------------------------------------------- the loop
 
-cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
+cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
     cdef unsigned kind = <unsigned> (user_data & KIND_MASK)
     cdef Entry *e = <Entry *> (user_data & ~<uint64_t> KIND_MASK)
     cdef int result
@@ -273,10 +285,7 @@ cdef inline void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nog
         e.req.start = w.ctx.now
         result = entry_request(e)
         if result == 0:
-            if e.req.zero_copy and e.req.h.opcode != FUSE_READ and e.req.h.opcode != FUSE_WRITE:
-                result = bounced(&e.req)
-            else:
-                result = w.ctx.server.dispatch(&e.req)
+            result = bounce_serve(&e.req) if bounces(&e.req) else w.ctx.server.dispatch(&e.req)
         if result != PENDING:
             entry_finish(e, result)
     elif kind == KIND_IO:
@@ -348,7 +357,7 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             handle_cqe(w, cqe.user_data, cqe.res)
             uring_seen(&w.ring)
         if not w.ctx.inflight and not w.ctx.pooled:
-            if not w.alive:
+            if not w.alive or w.error:
                 break
             if atomic_get32(&s.stop):
                 uring_enter(&w.ring, 0)  # what is committed reaches the kernel

@@ -61,7 +61,6 @@ cdef void context_close(Context *ctx) noexcept nogil:
     ctx.label_fd = -1
     free(ctx.scratch)
     ctx.scratch = NULL
-    if ctx.bounce != NULL:
-        free(ctx.bounce)
+    if ctx.bounce_fd > 0:
         close(ctx.bounce_fd)
-        ctx.bounce = NULL
+        ctx.bounce_fd = 0

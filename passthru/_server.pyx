@@ -166,6 +166,11 @@ cdef class ServerCore:
         return bool(self.s.inodes.fs[0].flags & FS_HANDLES)
 
     @property
+    def source_remote(self):
+        """The source is a network filesystem, or a daemon's: its files may wait for long."""
+        return bool(self.s.inodes.fs[0].flags & FS_REMOTE)
+
+    @property
     def live(self):
         """(inodes, handles) known now; the root counts."""
         return self.s.inodes.slab.live[0], self.s.handles.live[0]
@@ -226,10 +231,10 @@ cdef class QueueThread:
         memset(&self.w, 0, sizeof(Worker))
         self.w.wake_fd = -1
 
-    def open(self, qids, unsigned depth, unsigned buffers, int cpu):
+    def open(self, qids, unsigned depth, unsigned buffers, unsigned unpinned, int cpu):
         """Create the ring, header slots and payload memory for the queues `qids`. OSError if it cannot be.
 
-        buffers: payload buffers of each queue, if the dialect pools them.
+        buffers: payload buffers of each queue, if the dialect pools them and they can be pinned; unpinned: else.
         """
         cdef unsigned *ids = <unsigned *> calloc(len(qids), sizeof(unsigned))
         cdef unsigned n
@@ -240,7 +245,7 @@ cdef class QueueThread:
         for n in range(count):
             ids[n] = qids[n]
         with nogil:
-            r = worker_open(&self.w, &self.core.s, ids, count, depth, buffers, cpu)
+            r = worker_open(&self.w, &self.core.s, ids, count, depth, buffers, unpinned, cpu)
         free(ids)
         self.opened = True
         check(r, "io_uring")

@@ -1,23 +1,27 @@
 """For tests only: requests without a kernel, through the ring's parser and to the handlers."""
 import os
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from passthru._abi cimport *
+from passthru._copy cimport payloads_unmap
 from passthru._inode cimport Inode, inode_add, inode_at, inode_find
 from passthru._libc cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
-from passthru._ring cimport Entry, Queue, Worker, entry_request
+from passthru._ring cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._server cimport ServerCore
 from passthru._stats cimport T_QUEUE
 from passthru._stats cimport latency_bucket as bucket
+from passthru._uring cimport *
 
 cdef enum:
     PAGE = 4096
+    UNTOUCHED = 0xA5
+    DEPTH = 3              # of Loop's queue; the one in the middle is used
 
 
 def latency_bucket(uint64_t ns):
@@ -207,3 +211,153 @@ cdef void made_up(uint32_t n, statx *stx, file_handle_max *fh) noexcept nogil:
     fh.handle_bytes = 8
     fh.handle_type = 1
     memcpy(fh.f_handle, &stx.stx_ino, 8)
+
+
+cdef char *guarded(size_t size) except NULL:
+    """`size` bytes, whole pages, between two that cannot be touched."""
+    cdef void *m = mmap(NULL, size + 2 * PAGE, 0, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if m == MAP_FAILED or mprotect(<char *> m + PAGE, size, PROT_READ | PROT_WRITE) < 0:
+        raise MemoryError()
+    return <char *> m + PAGE
+
+
+cdef void place_pages(Uring *ring, unsigned index, uint64_t address) noexcept nogil:
+    """Addresses in pages of the kernel's start at 0, in memory that a process has registered with it."""
+    cdef unsigned n
+    cdef io_uring_sqe *sqe
+    for n in range(ring.tail - atomic_get32(ring.sq_khead)):
+        sqe = &ring.sqes[(atomic_get32(ring.sq_khead) + n) & ring.sq_mask]
+        if sqe.opcode in (IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED) and sqe.buf_index == index:
+            sqe.addr += address
+
+
+cdef class Loop:
+    """A queue with its ring, as the loop serves it, but for the kernel's side: commits are NOPs.
+
+    The calling thread becomes a serving thread: use a process of its own. size, buffers, mask, scale,
+    zero_copy: as in Requests; payloads and the pages of zero-copied requests lie between pages that
+    cannot be touched. Raises OSError.
+    """
+    cdef ServerCore core
+    cdef Worker w
+    cdef Queue *q
+    cdef Entry *e
+    cdef char *pages
+    cdef char *untouched
+    cdef size_t size, total
+
+    def __cinit__(self, ServerCore core, size_t size, unsigned buffers, uint32_t mask, uint32_t scale, bint zero_copy):
+        cdef unsigned qid = 0
+        cdef unsigned n
+        cdef int r
+        self.core = core
+        r = worker_open(&self.w, &core.s, &qid, 1, DEPTH, buffers, buffers, -1)
+        if r < 0:
+            raise OSError(-r, os.strerror(-r))
+        self.size, self.total = size, size * buffers
+        self.q = &self.w.queues[0]
+        payloads_unmap(&self.q.payloads)
+        self.q.payloads.base = guarded(self.total)
+        self.q.payloads.size = size
+        self.q.location_mask = mask
+        self.q.location_scale = scale
+        self.q.location_limit = 1 if mask == 0 else (buffers - 1) * size + 1 if scale == 1 else self.total
+        self.q.zero_copy = zero_copy
+        self.q.commit.opcode = IORING_OP_NOP
+        self.pages = guarded(size)
+        self.untouched = guarded(self.total)
+        memset(self.untouched, UNTOUCHED, self.total)
+        memset(self.q.payloads.base, UNTOUCHED, self.total)
+        memset(self.w.slots, UNTOUCHED, DEPTH * sizeof(fuse_uring_req_header))
+        for n in range(DEPTH):
+            self.q.entries[n].payload = self.q.payloads.base
+            self.q.entries[n].req.fixed_base = self.q.payloads.base
+            self.q.entries[n].req.fixed_max = <uint32_t> self.total
+            self.q.entries[n].req.buf_index = self.q.pool_slot
+            self.q.entries[n].req.zero_copy_index = <uint16_t> self.q.entries[n].id
+        self.e = &self.q.entries[1]
+        arm_wake(&self.w)
+
+    def request(self, bytes slot, bytes payload, size_t at, size_t pages):
+        """Serve one request to its commit. (error, the reply's body up to 160 bytes).
+
+        at: where the kernel has put the payload; pages: bytes of the zero-copied pages. AssertionError: memory of
+        others was touched, or the reply breaks the protocol.
+        """
+        cdef io_uring_cqe *cqe
+        cdef fuse_out_header *out = <fuse_out_header *> self.e.slot.in_out
+        cdef fuse_uring_ent_in_out *io = &self.e.slot.ring_ent_in_out
+        cdef uint64_t me = <uint64_t> self.e
+        cdef uint64_t user_data
+        cdef char *base = self.q.payloads.base
+        cdef bint ended = False
+        cdef size_t mine
+        cdef size_t end
+        cdef char *reply
+        cdef int r
+        if len(slot) != sizeof(fuse_uring_req_header) or at + len(payload) > self.total or pages > self.size:
+            raise ValueError("wrong size")
+        memcpy(self.e.slot, <char *> slot, sizeof(fuse_uring_req_header))
+        memcpy(base + at, <char *> payload, len(payload))
+        memcpy(self.untouched + at, <char *> payload, len(payload))
+        if pages:
+            r = uring_buffer_set(&self.w.ring, self.e.id, self.pages, pages)
+            if r < 0:
+                raise OSError(-r, os.strerror(-r))
+        unique = (<fuse_in_header *> self.e.slot.in_out).unique
+        before = self.w.ctx.stats.commits
+        mine = <size_t> (io.location & self.q.location_mask) * self.q.location_scale
+        if mine >= self.q.location_limit:
+            mine = 0
+        with nogil:
+            self.e.state = E_KERNEL
+            handle_cqe(&self.w, me | KIND_COMMAND, 0)
+            while not ended:
+                place_pages(&self.w.ring, self.e.id, <uint64_t> self.pages)
+                uring_enter(&self.w.ring, 1)
+                while True:
+                    cqe = uring_peek(&self.w.ring)
+                    if cqe == NULL:
+                        break
+                    user_data = cqe.user_data
+                    if user_data == (me | KIND_COMMAND) and cqe.res >= 0:
+                        ended = True
+                    else:
+                        handle_cqe(&self.w, user_data, cqe.res)
+                    uring_seen(&self.w.ring)
+                if not self.w.wake_armed:
+                    arm_wake(&self.w)
+        if pages:
+            uring_buffer_set(&self.w.ring, self.e.id, NULL, 0)
+        assert self.e.state == E_KERNEL and self.w.ctx.stats.commits == before + 1
+        assert self.w.ctx.inflight == 0 and self.w.ctx.pooled == 0
+        assert out.unique == unique
+        assert -512 < out.error <= 0, out.error
+        assert out.len == sizeof(fuse_out_header) + io.payload_sz
+        assert not out.error or not io.payload_sz
+        assert io.payload_sz <= (pages if self.e.req.zero_copy and self.e.req.h.opcode != FUSE_WRITE else self.size)
+        end = min(mine + self.size, self.total)
+        assert memcmp(base, self.untouched, mine) == 0, "before the payload"
+        assert memcmp(base + end, self.untouched + end, self.total - end) == 0, "behind the payload"
+        reply = self.pages if self.e.req.zero_copy and self.e.req.h.opcode != FUSE_WRITE else base + mine
+        body = (<char *> reply)[:min(160, io.payload_sz)]
+        memset(base + mine, UNTOUCHED, end - mine)
+        memset(base + at, UNTOUCHED, len(payload))
+        memset(self.untouched + at, UNTOUCHED, len(payload))
+        assert memcmp(&self.w.slots[0], self.untouched, sizeof(fuse_uring_req_header)) == 0, "the header slot before"
+        assert memcmp(&self.w.slots[2], self.untouched, sizeof(fuse_uring_req_header)) == 0, "the header slot behind"
+        return out.error, body
+
+    @property
+    def counts(self):
+        """(requests refused, zero-copied, by the ring, by registered memory) so far."""
+        return (self.w.ctx.stats.refused, self.w.ctx.stats.io_zero_copy, self.w.ctx.stats.io_ring,
+                self.w.ctx.stats.io_fixed)
+
+    def close(self):
+        munmap(self.q.payloads.base - PAGE, self.total + 2 * PAGE)
+        self.q.payloads.base = NULL
+        munmap(self.pages - PAGE, self.size + 2 * PAGE)
+        munmap(self.untouched - PAGE, self.total + 2 * PAGE)
+        with nogil:
+            worker_close(&self.w)

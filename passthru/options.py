@@ -152,10 +152,12 @@ class Options:
         "O_DIRECT or of 1 MiB and more, 'on': for all", "--zero-copy",
         parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="zero_copy")
     payload_buffers: int = option(
-        0, "payload buffers per queue, where entries share them; 0: as many as 3.75 MiB hold", "--payload-buffers",
+        0, "payload buffers per queue, where entries share them; 0: as many as 3.75 MiB hold if "
+        "pinned, else one for each entry", "--payload-buffers",
         parse=lambda t: _int(t, 0, 1024), metavar="N", o="payload_buffers")
-    pin_buffers: bool = option(
-        True, "register shared payload buffers with the kernel, which pins them; the default", "--pin-buffers",
+    pin_buffers: bool | None = option(
+        None, "register shared payload buffers with the kernel, which pins them; the default for a local source",
+        "--pin-buffers",
         o="pin_buffers", no="nopin_buffers", no_flags=("--no-pin-buffers",))
     pin_headers: bool = option(
         True, "have the kernel pin header slots (dialect bufring); the default", "--pin-headers",
@@ -247,8 +249,15 @@ class Options:
 
     @property
     def buffers(self) -> int:
-        """Payload buffers per queue of a pool."""
+        """Payload buffers per queue of a pool that is pinned, and so in memory from the start."""
         return self.payload_buffers or max(1, min(self.queue_depth, POOL // self.payload_size))
+
+    def unpinned_buffers(self, queues: int, depth: int, memory: int) -> int:
+        """The same of one that is not, and takes memory with use: by so many queues of so many entries, at most 1/64
+        of the machine's `memory` (bytes). A request that waits in the daemon keeps its buffer, so there is one for
+        each entry if they are not too many."""
+        share = memory // 64 // max(1, queues) // self.payload_size
+        return self.payload_buffers or max(self.buffers, min(depth, share))
 
     @property
     def payload_size(self) -> int:

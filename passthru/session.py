@@ -30,6 +30,7 @@ PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
+INITIAL_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,6 +48,11 @@ def capable(cap: int) -> bool:
     with open("/proc/self/status", encoding="ascii", errors="replace") as f:
         caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
     return bool(caps >> cap & 1)
+
+
+def capable_of_all(cap: int) -> bool:
+    """capable() in the first user namespace, and not only in a container's: capable() of the kernel."""
+    return capable(cap) and os.stat("/proc/self/ns/user").st_ino == INITIAL_USER_NS
 
 
 def can_act_as_caller() -> bool:
@@ -97,7 +103,7 @@ class Queue(threading.Thread):
             self.bind()
             cpus = self.share.cpus
             self.thread.open(
-                self.share.qids, self.session.depth, self.session.options.buffers, cpus[0] if len(cpus) == 1 else -1)
+                self.share.qids, self.session.depth, *self.session.pool, cpus[0] if len(cpus) == 1 else -1)
         except OSError as e:
             self.error = e
         self.opened.set()
@@ -106,7 +112,7 @@ class Queue(threading.Thread):
             if self.fuse_fd >= 0 and self.error is None:
                 s = self.session
                 self.thread.register(
-                    self.fuse_fd, s.dialect, s.options.dialect != "auto", s.zero_copy, s.options.pin_buffers,
+                    self.fuse_fd, s.dialect, s.options.dialect != "auto", s.zero_copy, s.pin,
                     s.options.pin_headers)
                 self.registered.set()
                 left = self.thread.serve()
@@ -180,6 +186,7 @@ class Session:
         self.dialect, self.buffers, self.pinned, self.zero_copy = PER_ENTRY, 0, False, False
         self.wake_read = -1
         self.depth = options.queue_depth
+        self.pool, self.pin = (0, 0), False
         self.page: stats.Page | None = None
         self.watcher: watcher.Watcher | None = None
         self.core: _server.ServerCore
@@ -320,6 +327,9 @@ class Session:
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io, fixed_size=self.fixed)
+        self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)
+        # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
+        self.pin = o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers
         below, name = os.path.split(self.target)
         if name and self.source.directory:
             st = os.stat(below)
@@ -435,7 +445,8 @@ class Session:
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
             self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
-            o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device) and capable(21)))
+            o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
+            and capable_of_all(21)))
         if self.options.debug:
             log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
             log(f"INIT: taken {' '.join(init.names(flags))}")
@@ -451,9 +462,19 @@ class Session:
         newest = BUFRING if request.minor >= 46 else PER_ENTRY
         best = BUFPOOL if request.offers("HAS_IO_URING_BUFPOOL") else newest
         wanted = next((n for n, name in stats.DIALECTS.items() if name == o.dialect), best)
-        self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and capable(21)
+        # Buffer rings zero-copy with everything pinned or not at all.
+        unpinned = wanted == BUFRING and not (self.pin and o.pin_headers)
+        self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and not unpinned \
+            and capable_of_all(21)
         if o.zero_copy == "on" and not self.zero_copy:
-            why = "--zero-copy needs CAP_SYS_ADMIN and a kernel with buffer pools (Linux 7.3)"
+            if best == PER_ENTRY:
+                why = "--zero-copy: this kernel has none (Linux 7.3)"
+            elif wanted != best:
+                why = f"--zero-copy: not with the {o.dialect} dialect on this kernel"
+            elif unpinned:
+                why = "--zero-copy: this kernel wants pinned buffers and headers for it"
+            else:
+                why = "--zero-copy: needs CAP_SYS_ADMIN, not only in a user namespace"
         elif wanted not in (PER_ENTRY, best):
             why = f"this kernel has no {o.dialect} dialect (FUSE 7.{request.minor})"
         else:

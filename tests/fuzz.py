@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Random and half-valid requests through the ring's parser and the handlers, without a kernel.
+"""Random and half-valid requests through the ring's parser, loop and handlers, without FUSE's kernel side.
 
     python tests/fuzz.py [--seconds N] [--seed N] [--root directory|file|fixed] [DIR]
 
-A crash or a sanitizer's report is a fault; each error reply is right. The source is a new directory below
-DIR, at best on a small tmpfs: the requests really make, fill and remove files there. By --root it is one file
-instead, which is to keep its size if "fixed". DIR may also be a block device: then that is the source, and what
-it holds is lost.
+Each dialect's set-up, with zero-copy and without, has a queue whose entries get requests as that dialect's kernel
+would send them, and such as none would. A crash, a sanitizer's report, memory touched outside of the request's own
+and a reply that breaks the protocol are faults; each error reply is right. The source is a new directory below
+DIR, at best on a small filesystem: the requests really make, fill and remove files there. On tmpfs all data is
+copied at once; on others reads and writes go by the queue's ring as well. By --root it is one file instead, which
+is to keep its size if "fixed". DIR may also be a block device: then that is the source, and what it holds is lost.
 """
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ import time
 
 from passthru import _server, _testing
 
-SETLKW, INIT = 33, 26
+SETLKW = 33
+READ, WRITE, READDIR, READDIRPLUS, READLINK, IOCTL = 15, 16, 28, 44, 5, 39
 SIZE, BUFFERS = 1 << 17, 4
 # The sizes of first arguments, so that requests get beyond the length check.
 OP_IN = {2: 8, 3: 16, 4: 88, 8: 16, 9: 8, 12: 8, 13: 8, 14: 8, 15: 40, 16: 40, 18: 24, 20: 16, 21: 16, 22: 8,
@@ -31,6 +34,16 @@ NAMES = [b"a\0", b"b\0", b"c\0", b"d\0", b"..\0", b".\0", b"\0", b"a/b\0", b"x" 
          b"no end", b"\xff\xfe\0", b"user.x\0", b"system.posix_acl_access\0", b"system.nfs4_acl\0"]
 WORDS = [0, 1, 2, 3, 4, 5, 7, 8, 100, 4095, 4096, 65536, SIZE - 1, SIZE, SIZE + 1, 0x7FFFFFFF, 0x80000000,
          0xFFFFFFFF]
+# What makes inodes and handles comes more often than what takes them away.
+OPCODES = [*OP_IN, 1, 5, 6, 10, 11, 17, 24, *[35] * 5, *[14] * 5, *[1] * 4, *[27] * 3, 9, 13, 51, 15, 16, 28, 44]
+# Of each set-up: buffers, mask, scale (see _testing.Loop), zero-copy.
+QUEUES = {
+    "per-entry": (1, 0, 0, False),
+    "bufring": (BUFFERS, 0xFFFF, SIZE, False),
+    "bufring zero-copy": (BUFFERS, 0xFFFF, SIZE, True),
+    "bufpool": (BUFFERS, 0xFFFFFFFF, 1, False),
+    "bufpool zero-copy": (BUFFERS, 0xFFFFFFFF, 1, True),
+}
 MODES = [0o100644, 0o40755, 0o10644, 0o120777, 0o104755, 0o102644]
 
 
@@ -79,16 +92,29 @@ class Maker:
                 words = words[:24] + struct.pack("=Q", self.handle()) + words[32:]
         return words[:128]
 
-    def request(self) -> tuple[bytes, bytes, int, int]:
-        """(header slot, payload, its place, opcode)"""
+    def request(self, queue: str) -> tuple[bytes, bytes, int, int, int]:
+        """(header slot, payload, its place, bytes of zero-copied pages, opcode)"""
         r = self.r
-        opcode = r.choice([*OP_IN, 1, 5, 6, 10, 11, 17, 24]) if r.random() < 0.98 else self.number(32)
+        opcode = r.choice(OPCODES) if r.random() < 0.98 else self.number(32)
         if opcode == SETLKW:
             opcode = 32  # nobody would end the wait
+        zero_copy = queue.endswith("zero-copy") and r.random() < 0.5
+        if zero_copy and r.random() < 0.8:
+            opcode = r.choice([READ, READ, WRITE, WRITE, READDIR, READDIRPLUS, READLINK, IOCTL])
         payload = b"".join(r.choice(NAMES) for _ in range(r.choice([0, 1, 1, 2, 3])))
-        if opcode in (16, 21, 39, 42) or r.random() < 0.1:
+        if opcode in (WRITE, 21, IOCTL, 42) or r.random() < 0.1:
             payload += r.randbytes(r.choice([0, 8, 100, 5000]))
-        size = len(payload) if r.random() < 0.97 else self.number(32)
+        argument = self.argument(opcode)
+        pages = 0
+        if zero_copy:
+            asked = struct.unpack_from("=I", argument, 16)[0]
+            pages = min(asked, SIZE) if r.random() < 0.9 else r.choice([0, 1, 4096, SIZE])
+            if opcode in (WRITE, READLINK, IOCTL):
+                pages = max(pages, 1)
+            payload = b""
+        size = len(payload) + (pages if zero_copy and opcode == WRITE else 0)
+        if r.random() > 0.97:
+            size = self.number(32)
         length = 40 + OP_IN.get(opcode, 0) + len(payload)
         if r.random() > 0.97:
             length = self.number(32)
@@ -96,11 +122,27 @@ class Maker:
         uid, gid = (0, 0) if r.random() < 0.7 else (r.choice([1000, 65534, 0xFFFFFFFF]), r.choice([1000, 0xFFFFFFFF]))
         header = struct.pack(
             "=IIQQIIIHH", length, opcode, r.getrandbits(63), self.node(), uid, gid, 1, extensions, 0)
-        flags = 0 if r.random() < 0.99 else r.choice([1, 2, self.number(32)])
-        place = r.randrange(BUFFERS)
-        location = place if r.random() < 0.97 else self.number(32)
-        ring = struct.pack("=QQIIQ", flags, 0 if r.random() < 0.01 else 7, size, location, 0)
-        return header.ljust(128, b"\0") + self.argument(opcode) + ring, payload, place * SIZE, opcode
+        flags = int(zero_copy)
+        if r.random() < 0.01:
+            flags = r.choice([1, 2, 3, 1 << 63, 1 << 16, self.number(64)])
+        commit = r.getrandbits(63) | 1 if r.random() < 0.99 else 0
+        location, at = self.location(queue)
+        ring = struct.pack("=QQIIQ", flags, commit, size, location, 0)
+        return header.ljust(128, b"\0") + argument + ring, payload, at, pages, opcode
+
+    def location(self, queue: str) -> tuple[int, int]:
+        """Where the kernel says that the payload is, and where it is."""
+        r = self.r
+        if QUEUES[queue][0] == 1:
+            return self.number(32), 0
+        n = r.randrange(BUFFERS)
+        unit = 1 if queue.startswith("bufring") else SIZE
+        if r.random() < 0.95:
+            return n * unit, n * SIZE
+        wrong = [BUFFERS * unit, (BUFFERS - 1) * unit + 1, BUFFERS * unit - 1, self.number(32)]
+        if queue.startswith("bufring"):
+            wrong += [n | r.getrandbits(16) << 16, self.number(16)]
+        return r.choice(wrong), n * SIZE
 
     def learn(self, opcode: int, result: int, reply: bytes) -> None:
         """Take up what a reply gives out."""
@@ -125,26 +167,27 @@ def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
     fd = os.open(source, os.O_RDONLY)
     core = _server.ServerCore(
         fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE, attr_timeout=1.0,
-        entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=os.geteuid() == 0, locks=True, xattr=True,
+        entry_timeout=1.0, spin_us=0, fixed_budget=1 << 26, identity=os.geteuid() == 0, locks=True, xattr=True,
         writeback=False, fixed_size=root == "fixed")
-    requests = _testing.Requests(core, SIZE, BUFFERS, 0xFFFF, SIZE, False)
+    queues = {name: _testing.Loop(core, SIZE, *q) for name, q in QUEUES.items()}
     maker = Maker(seed)
-    counts = {"requests": 0, "refused": 0, "replies": 0, "errors": 0}
+    counts = {"requests": 0, "replies": 0, "errors": 0}
     end = time.monotonic() + seconds
     os.chdir("/")
     try:
         while time.monotonic() < end:
-            slot, payload, at, opcode = maker.request()
+            name = maker.r.choice(list(queues))
+            slot, payload, at, pages, opcode = maker.request(name)
             counts["requests"] += 1
-            if requests.parse(slot, payload, at)[0] < 0:
-                counts["refused"] += 1
-                continue
-            result, reply = requests.serve()
-            counts["replies" if result >= 0 else "errors"] += 1
-            maker.learn(opcode, result, reply)
+            error, reply = queues[name].request(slot, payload, at, pages)
+            counts["errors" if error else "replies"] += 1
+            maker.learn(opcode, len(reply), reply)
+        totals = zip(*(q.counts for q in queues.values()), strict=True)
+        counts.update(zip(("refused", "zero_copied", "by_ring", "fixed"), map(sum, totals), strict=True))
     finally:
         core.stop()
-        requests.close()
+        for q in queues.values():
+            q.close()
         core.close()
         size = os.fstat(fd).st_size
         os.close(fd)

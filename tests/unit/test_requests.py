@@ -67,14 +67,110 @@ def test_taken(dialect, text, at):
     (PER_ENTRY, slot(payload=8193)),
     (PER_ENTRY, slot(payload=0xFFFFFFFF)),
     (PER_ENTRY, slot(length=39)),
+    (PER_ENTRY, slot(commit_id=0)),
+    (BUFPOOL, slot(flags=1 << 63)),
+    (BUFRING, slot(flags=3)),
     (BUFRING, slot(location=4)),
     (BUFRING, slot(location=0xFFFF)),
     (BUFPOOL, slot(location=3 * 8192 + 1)),
+    (BUFPOOL, slot(location=4)),
+    (BUFPOOL, slot(location=4096)),  # between two buffers
+    (BUFPOOL, slot(location=4 * 8192)),
     (BUFPOOL, slot(location=0xFFFFFFFF)),
 ])
 def test_refused(dialect, text):
     ((result, *_), _), said = parse(dialect, text)
     assert result == EIO
+    assert said.count("malformed request refused") == 1
+
+
+LOOP = r"""
+import os, struct, tempfile
+from passthru import _server, _testing
+with tempfile.TemporaryDirectory() as source:
+    open(source + "/f", "wb").write(b"x" * 100)
+    os.symlink("t" * 500, source + "/l")
+    fd = os.open(source, os.O_RDONLY)
+    core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
+        attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
+        writeback=False)
+    q = _testing.Loop(core, 8192, 4, 0xFFFF, 8192, True)
+    def ask(opcode, node=1, argument=b"", payload=b"", pages=0, flags=0, commit=7, size=None):
+        h = struct.pack("=IIQQIIIHH", 168 + len(payload), opcode, 99, node, 0, 0, 1, 0, 0).ljust(128, b"\0")
+        io = struct.pack("=QQIIQ", flags | bool(pages), commit, len(payload) if size is None else size, 2, 0)
+        return q.request(h + argument.ljust(128, b"\0") + io, payload, 2 * 8192, pages)
+    def node(name):
+        error, out = ask(1, payload=name + b"\0")
+        assert not error
+        return struct.unpack_from("=Q", out)[0]
+{body}
+    print(q.counts)
+    core.stop()
+    q.close()
+    core.close()
+"""
+
+
+def loop(body: str) -> tuple[tuple[int, int, int, int], str]:
+    """Run it with ask(), node() and q, a queue whose kernel zero-copies. (its counts, stderr)"""
+    code = LOOP.replace("{body}", "".join(f"    {line}\n" for line in body.splitlines()))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV)
+    if "Operation not permitted" in done.stderr or "Function not implemented" in done.stderr:
+        pytest.skip("no io_uring here")
+    assert done.returncode == 0, done.stderr
+    return eval(done.stdout), done.stderr  # of our own making
+
+
+def test_zero_copied_replies():
+    """READLINK and READDIRPLUS into the kernel's pages, again and again from the same place; errors as they are."""
+    counts, said = loop(r"""
+l, f = node(b"l"), node(b"f")
+for _ in range(20):
+    assert ask(5, node=l, pages=4096) == (0, (b"t" * 500)[:160])
+    error, out = ask(27)
+    assert not error
+    handle = out[:8]
+    error, out = ask(44, argument=handle + struct.pack("=QI", 0, 4096), pages=4096)
+    assert not error and b"t" not in out
+    error, out = ask(28, argument=handle + struct.pack("=QI", 0, 4096), pages=4096)
+    assert not error and b"t" not in out
+    assert ask(29, argument=handle)[0] == 0
+    assert ask(5, node=f, pages=4096)[0] < 0
+    assert ask(28, argument=b"\xff" * 16 + struct.pack("=I", 4096), pages=4096)[0] == -9
+""")
+    assert counts == (0, 60, 60, 0)
+    assert not said
+
+
+def test_zero_copied_nonsense():
+    """Requests that have no pages in any kernel, and pages that are fewer than the request says: an error each."""
+    counts, said = loop(r"""
+f = node(b"f")
+assert ask(1, payload=b"f\0", pages=4096)[0] == -5
+assert ask(3, pages=4096)[0] == -5
+assert ask(63, pages=4096)[0] == -5
+assert ask(4096, pages=4096)[0] == -5
+assert ask(39, argument=struct.pack("=QIIQII", 1, 0, 1, 0, 8, 8), pages=4096)[0] == -25
+error, out = ask(14, node=f, argument=struct.pack("=II", 2, 0))
+assert not error
+assert ask(15, node=f, argument=out[:8] + struct.pack("=QI", 0, 8192), pages=64)[0] == -14
+assert ask(16, node=f, argument=out[:8] + struct.pack("=QI", 0, 0xffffffff), pages=64)[0] == -14
+""")
+    assert counts[0] == 0
+    assert not said
+
+
+def test_refused_and_gone_on():
+    """Each of what is refused is counted, the first is said, and the queue goes on."""
+    counts, said = loop(r"""
+for _ in range(3):
+    assert ask(1, payload=b"f\0", flags=2)[0] == -5
+    assert ask(1, payload=b"f\0", commit=0)[0] == -5
+    assert ask(1, payload=b"f\0", size=8193)[0] == -5
+    assert ask(4711)[0] == -38
+    node(b"f")
+""")
+    assert counts[0] == 9
     assert said.count("malformed request refused") == 1
 
 
