@@ -322,6 +322,9 @@ cdef class Loop:
                     user_data = cqe.user_data
                     if user_data == (me | KIND_COMMAND) and cqe.res >= 0:
                         ended = True
+                        if self.e.state == E_LINKED:
+                            self.w.ctx.linked -= 1
+                            self.e.state = E_KERNEL
                     else:
                         handle_cqe(&self.w, user_data, cqe.res)
                     uring_seen(&self.w.ring)
@@ -330,7 +333,7 @@ cdef class Loop:
         if pages:
             uring_buffer_set(&self.w.ring, self.e.id, NULL, 0)
         assert self.e.state == E_KERNEL and self.w.ctx.stats.commits == before + 1
-        assert self.w.ctx.inflight == 0 and self.w.ctx.pooled == 0
+        assert self.w.ctx.inflight == 0 and self.w.ctx.pooled == 0 and self.w.ctx.linked == 0
         assert out.unique == unique
         assert -512 < out.error <= 0, out.error
         assert out.len == sizeof(fuse_out_header) + io.payload_sz
