@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint32_t
 from passthru._inode cimport Handle, Inode
 from passthru._request cimport Server
 
-cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, bint wanted) noexcept nogil
+cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_t flags, bint wanted) noexcept nogil
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil
 cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil
 

@@ -50,11 +50,13 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
     return id
 
 
-cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, bint wanted) noexcept nogil:
-    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests."""
+cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_t flags, bint wanted) noexcept nogil:
+    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests. flags: of open(2)."""
     cdef int32_t id
     if not s.config.passthrough:
         wanted = False
+    if s.config.parallel_writes and flags & O_DIRECT and flags & O_ACCMODE != O_RDONLY:
+        wanted = False  # the kernel would hold the inode's lock for each write
     if not inode_reserve(&s.inodes, i, wanted):
         return 0
     id = backing_take(s, i, node, fd)

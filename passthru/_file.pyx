@@ -114,7 +114,7 @@ cdef int op_open(Request *r) noexcept nogil:
         inode_unpin(i)
         return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
     # Only by requests does the kernel say which writers may keep suid and sgid.
-    backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath,
+    backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath, flags,
                               flags & O_ACCMODE == O_RDONLY or not s.config.passthrough or not has_suid(opath))
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
@@ -180,7 +180,7 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
     atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
     while atomic_get32(&i.pins) & EVICTING:
         sched_yield()
-    backing = backing_reserve(s, i, node, fd, not stx.stx_mode & (S_ISUID | S_ISGID))
+    backing = backing_reserve(s, i, node, fd, flags, not stx.stx_mode & (S_ISUID | S_ISGID))
     res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
     inode_unpin(i)
     if res < 0:

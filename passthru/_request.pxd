@@ -54,6 +54,7 @@ cdef struct Config:
     int direct_opens           # what is opened with O_DIRECT goes past the page cache altogether
     int direct_io              # the kernel caches no file's data
     int keep_cache             # what outlives a file's close in its cache
+    int parallel_writes        # files opened with O_DIRECT for writing are not passed through
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
     int selinux                # label what is made

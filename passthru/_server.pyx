@@ -65,8 +65,8 @@ cdef class ServerCore:
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
                   bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
-                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, bint null_io=False,
-                  bint fixed_size=False):
+                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, bint parallel_writes=False,
+                  bint null_io=False, bint fixed_size=False):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[32]
@@ -96,6 +96,7 @@ cdef class ServerCore:
         c.writeback = writeback
         c.direct_io = direct_io
         c.keep_cache = keep_cache
+        c.parallel_writes = parallel_writes
         ops_init(null_io)
         self.s.dispatch = dispatch
         if own_and_root:

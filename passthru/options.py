@@ -201,6 +201,10 @@ class Options:
     passthrough: bool = option(
         True, "let the kernel read and write the source's files itself where it can; the default for root",
         "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"))
+    parallel_direct_writes: bool = option(
+        False, "pass no files through that are first opened with O_DIRECT for writing: kernel passthrough lets only "
+        "one write(2) at a time into a file", "--parallel-direct-writes", o="parallel_direct_writes",
+        no="noparallel_direct_writes")
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
         "--local-locks", o="local_locks", no="nolocal_locks")

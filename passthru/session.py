@@ -326,6 +326,7 @@ class Session:
             own_and_root=o.checks_callers, spin_us=o.spin_us,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
+            parallel_writes=o.parallel_direct_writes,
             null_io=o.null_io, fixed_size=self.fixed)
         self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
