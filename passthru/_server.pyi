@@ -35,7 +35,7 @@ class ServerCore:
         direct_io: bool = ...,
         keep_cache: int = ...,
         own_and_root: bool = ...,
-        null_io: bool = ...,
+        parallel_writes: bool = ..., null_io: bool = ...,
         fixed_size: bool = ...,
     ) -> Self: ...
     def negotiated(self, flags: int, minor: int, fuse_fd: int, passthrough: bool) -> None: ...
