@@ -70,6 +70,8 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     bint wake_armed
     void *completed        # Request *, pushed by pool threads
     bint disconnected      # the kernel has ended entries
+    uint64_t spin_after    # no spinning before that time (ns)
+    uint64_t spin_rest     # for how long it was given up last
     int error              # why the ring cannot be used, -errno
 
 cdef int entry_request(Entry *e) noexcept nogil

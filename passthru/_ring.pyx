@@ -24,6 +24,8 @@ from passthru._uring cimport *
 cdef enum:
     SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
     DRAIN_MS = 100         # for linked I/O at a forced end
+    REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU
+    REST_MAX_NS = 1000000000
 
 
 # ---------------------------------------------------------------- set-up
@@ -317,15 +319,26 @@ cdef void arm_wake(Worker *w) noexcept nogil:
 
 cdef inline bint spin(Worker *w) noexcept nogil:
     """Yield the CPU to the clients for a while instead of sleeping. True: there is a CQE."""
-    cdef uint64_t end = now_ns() + w.ctx.server.config.spin_ns
+    cdef uint64_t limit = w.ctx.server.config.spin_ns
+    cdef uint64_t before = now_ns()
+    cdef uint64_t end = before + limit
+    cdef uint64_t now
     while not uring_ready(&w.ring):
         if uring_taskrun(&w.ring):
             uring_enter(&w.ring, 0)
             w.ctx.stats.enters += 1
+            now = now_ns()
         else:
             sched_yield()
-        if now_ns() > end:
+            now = now_ns()
+            if now - before > limit:
+                # Others work on this CPU. Who yields to them waits for its turn again, behind all of
+                # them; who is woken up goes first.
+                spin_rest(w, now)
+                return uring_ready(&w.ring)
+        if now > end:
             return uring_ready(&w.ring)
+        before = now
     return True
 
 
@@ -335,6 +348,14 @@ cdef void drain_linked(Worker *w) noexcept nogil:
     for _ in range(DRAIN_MS if w.ctx.linked else 0):
         usleep(1000)
         uring_enter(&w.ring, 0)
+
+
+cdef void spin_rest(Worker *w, uint64_t now) noexcept nogil:
+    """Give spinning up for a while; for longer if it has not done well for as long as it had rested."""
+    w.spin_rest = w.spin_rest * 2 if now - w.spin_after < w.spin_rest else REST_NS
+    if w.spin_rest > REST_MAX_NS:
+        w.spin_rest = REST_MAX_NS
+    w.spin_after = now + w.spin_rest
 
 
 cdef void worker_serve(Worker *w) noexcept nogil:
@@ -367,7 +388,8 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             arm_wake(w)
         w.ctx.stats.enters += 1
         # Spin not while backing I/O is in flight: its completion would wait for the end of it.
-        if batch and s.config.spin_ns and not w.ctx.inflight and not w.ctx.pooled and not w.ctx.linking:
+        if batch and s.config.spin_ns and not w.ctx.inflight and not w.ctx.pooled and not w.ctx.linking \
+                and (not w.spin_after or now_ns() >= w.spin_after):
             r = uring_enter(&w.ring, 0)
             if r == 0 and (uring_ready(&w.ring) or spin(w)):
                 continue

@@ -1,5 +1,7 @@
 """Which CPUs the threads run on, and that callers on all others are served too."""
+import contextlib
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +102,37 @@ def test_threads_for_waiting_may_run_anywhere(fs):
     assert os.copy_file_range(fd, fd, 100, 0, 1000) == 100
     os.close(fd)
     assert threads(fs)["pool"] == [set(CPUS)]
+
+
+def test_no_spinning_where_others_work(mount, transport):
+    """Who yields the CPU to others waits for its turn, and its clients with it."""
+    if transport != "ring":
+        pytest.skip("readers of /dev/fuse do not spin")
+    fs = mount("--spin-us", "200", "--entry-timeout", "0")
+    cpu = CPUS[0]
+
+    def ask(count: int) -> float:
+        """Sleeps for each request."""
+        def lookups() -> None:
+            os.sched_setaffinity(0, {cpu})  # this thread only
+            for n in range(count):
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(fs.mnt / f"none {n}")
+
+        before = fs.stats()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lookups).result()
+        after = fs.stats()
+        return (after.total("sleeps") - before.total("sleeps")) / count
+
+    hog = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    os.sched_setaffinity(hog.pid, {cpu})
+    try:
+        ask(1000)  # it takes a while to find out
+        assert ask(4000) > 0.5
+    finally:
+        hog.kill()
+        hog.wait()
 
 
 @needs_two
