@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from passthru import commands, errors, options  # noqa: E402
+from passthru import commands, errors, mount_helper, options  # noqa: E402
 from passthru._version import VERSION  # noqa: E402
 
 DATE = "2026-11-20"  # of the last change to the prose here
@@ -254,6 +254,189 @@ have no effect.
 .BR fuse (4),
 .BR io_uring (7),
 .BR mount (8),
+.BR mount.passthru (8),
+.BR umount (8)
+"""
+
+
+HELPER_HEAD = r""".\" Written by man/make.py: do not edit.
+.TH MOUNT.PASSTHRU 8 @DATE@ "passthru @VERSION@" "System Manager's Manual"
+.SH NAME
+mount.passthru, mount.fuse.passthru \- mount(8)'s helpers for passthru
+.SH SYNOPSIS
+.B mount \-t passthru
+.RB [ \-o
+.IR OPTIONS ]
+.I SOURCE MOUNTPOINT
+.br
+.B mount.passthru
+.I SOURCE MOUNTPOINT
+.RB [ \-sfnv ]
+.RB [ \-N
+.IR NAMESPACE ]
+.RB [ \-o
+.IR OPTIONS ]
+.RB [ \-t
+.IR TYPE ]
+.br
+.B passthru install\-helper
+.RB [ \-\-prefix
+.IR DIR ]
+.RB [ \-\-remove ]
+.SH DESCRIPTION
+With these helpers
+.BR mount (8)
+and
+.BR fstab (5)
+know the filesystem types
+.B passthru
+and
+.BR fuse.passthru ,
+which are the same.
+The second is what a mount's type is shown as.
+They are called by
+.BR mount (8),
+seldom by hand, and return when the mount is usable; its daemon goes on in the
+background.
+.PP
+.B passthru install\-helper
+installs them into
+.IR /sbin ,
+where alone
+.BR mount (8)
+looks, or into
+.IR DIR /sbin,
+together with the template of systemd units into
+.IR DIR /lib/systemd/system.
+They call the installation of passthru that has installed them, wherever it is,
+and no
+.I PYTHONPATH
+or the like of the caller changes that.
+Installing again renews them;
+.B \-\-remove
+takes them away.
+Files of these names that
+.B install\-helper
+has not made are left alone, and it ends with an error then.
+"""
+
+HELPER_MORE = r""".SH REMOUNTING
+.B mount \-o remount
+changes
+.BR ro ", " rw ", " nosuid ", " nodev ", " noexec ", " nosymfollow
+and their opposites.
+All other options must be those that the mount has, which they are if the line
+in
+.BR fstab (5)
+is that of the mount; else nothing is changed, and the error names them.
+Given both
+.I SOURCE
+and
+.I MOUNTPOINT
+but no type,
+.BR mount (8)
+does not call the helper: the kernel changes the flags, and says nothing of the
+rest.
+.SH MOUNTS BY ORDINARY USERS
+By a line in
+.BR fstab (5)
+with
+.B user
+or
+.B users
+any user may mount, and whoever has mounted may unmount with
+.BR umount (8).
+The daemon then runs as that user, with
+.BR fusermount3 (1),
+which wants the mountpoint to be that user's, and
+.B user_allow_other
+in
+.I /etc/fuse.conf
+for
+.BR allow_other .
+.SH SYSTEMD
+Of a line in
+.BR fstab (5)
+.BR systemd.mount (5)
+makes a mount unit.
+If
+.I SOURCE
+is on a filesystem that is mounted too, the unit waits for that by itself,
+except with
+.BR _netdev :
+then
+.BI x\-systemd.requires\-mounts\-for= SOURCE
+has to be given.
+.BR nofail ,
+.BR x\-systemd.automount ,
+.B x\-systemd.mount\-timeout=
+and the others mean what they mean for other filesystems.
+.PP
+A mount that is to be a service of its own, with its state and log in
+.BR systemctl (1),
+is described by a file
+.IR /etc/passthru/NAME.conf :
+.PP
+.RS 4
+.nf
+SOURCE=/srv/data
+MOUNTPOINT=/mnt/data
+OPTIONS=ro,attr_timeout=5
+.fi
+.RE
+.PP
+It starts with
+.BI "systemctl start passthru@" NAME
+and, once
+.B enable
+is given in place of
+.BR start ,
+with the machine.
+OPTIONS may be left out.
+The service counts as started when the mount is usable
+.RB ( Type=notify );
+to stop it is to unmount.
+"""
+
+HELPER_TAIL = r""".SH FILES
+.TP
+.IR /sbin/mount.passthru ", " /sbin/mount.fuse.passthru
+The helpers.
+.TP
+.I /usr/lib/systemd/system/passthru@.service
+The template of units.
+.TP
+.I /etc/passthru/NAME.conf
+SOURCE, MOUNTPOINT and OPTIONS of
+.IR passthru@NAME.service ,
+in the form of
+.BR systemd.exec (5),
+EnvironmentFile.
+.SH EXAMPLES
+A line in
+.BR fstab (5):
+.PP
+.RS 4
+.nf
+/srv/data  /mnt/data  passthru  ro,nofail,attr_timeout=5  0 0
+.fi
+.RE
+.PP
+Mount it, make it writable, unmount it:
+.PP
+.RS 4
+.nf
+mount /mnt/data
+mount \-o remount,rw /mnt/data
+umount /mnt/data
+.fi
+.RE
+.SH SEE ALSO
+.BR fusermount3 (1),
+.BR fstab (5),
+.BR systemd.mount (5),
+.BR mount (8),
+.BR passthru (8),
 .BR umount (8)
 """
 
@@ -322,14 +505,18 @@ def mount_options() -> str:
             out.append(prose(m["help"]))
         if m["no"]:
             out.append(f"The opposite: \\fB{roff(m['no'])}\\fR.")
+    return "\n".join([*out, ".PP", *ignored_words()]) + "\n"
+
+
+def ignored_words() -> list[str]:
+    """The words of -o that are for others, in lines."""
     words = ", ".join(f"\\fB{roff(w)}\\fR" for w in sorted(options.IGNORED, key=lambda w: w.strip("_")))
-    out += [
-        ".PP", "These words are accepted and change nothing, since they speak to",
+    return [
+        "These words are accepted and change nothing, since they speak to",
         ".BR mount (8)", "or", ".BR fstab (5),", "or ask libfuse for what is so here anyway:", fill(words + ","),
         fill(", ".join(f"\\fB{roff(w)}\\fR=\\fI...\\fR" for w in sorted(options.IGNORED_VALUES))
-             + " and all that begin with \\fBx\\-\\fR."),
+             + " and all that begin with \\fBx\\-\\fR or \\fBX\\-\\fR."),
     ]
-    return "\n".join(out) + "\n"
 
 
 def aliases() -> str:
@@ -353,10 +540,10 @@ def aliases() -> str:
     return "\n".join(out) + "\n"
 
 
-def exit_codes() -> str:
+def exit_codes(codes: Iterable[tuple[int, str | None]] = errors.EXIT_CODES) -> str:
     """The exit codes."""
     out = [".SH EXIT STATUS"]
-    for code, text in errors.EXIT_CODES:
+    for code, text in codes:
         assert text
         text = text.rstrip(".")
         out += [".TP", f".B {code}", prose(text)]
@@ -417,7 +604,29 @@ def passthru() -> str:
     return head + switches() + mount_options() + aliases() + subcommands() + TRANSPORTS + exit_codes() + TAIL
 
 
-PAGES: dict[str, Callable[[], str]] = {"passthru.8": passthru}
+def helper_options() -> str:
+    """The switches and the words of the helpers."""
+    out = [".SH OPTIONS"]
+    for flags, text in mount_helper.SWITCHES:
+        shown = [f"\\fB{roff(flag)}\\fR" + (f" \\fI{value}\\fR" if value else "")
+                 for flag, _, value in (f.partition(" ") for f in flags)]
+        out += [".TP", ", ".join(shown), prose(text)]
+    out += [
+        ".PP", "The words of \\fB\\-o\\fR are those of", ".BR passthru (8),", "MOUNT OPTIONS.",
+        "In", ".BR fstab (5)", "a value with commas is put in double quotes.", *ignored_words(),
+        "Words that are neither are an error.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def mount_passthru() -> str:
+    """mount.passthru(8)."""
+    head = HELPER_HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
+    codes = exit_codes(mount_helper.EXIT_CODES)
+    return head + helper_options() + HELPER_MORE + codes + "They are those of\n.BR mount (8).\n" + HELPER_TAIL
+
+
+PAGES: dict[str, Callable[[], str]] = {"passthru.8": passthru, "mount.passthru.8": mount_passthru}
 
 
 def complaints(page: Path) -> str:

@@ -14,6 +14,11 @@ from passthru._libc cimport *
 cdef extern from "sys/mount.h" nogil:
     int c_umount2 "umount2"(const char *target, int flags)
     int open_fd "open"(const char *path, int flags)
+    int c_mount "mount"(const char *source, const char *target, const char *fstype, unsigned long flags,
+                        const void *data)
+
+cdef extern from "sched.h" nogil:
+    int c_setns "setns"(int fd, int nstype)
 
 
 cdef int check(int r, what) except -1:
@@ -70,6 +75,20 @@ def umount(bytes target, int flags):
     with nogil:
         r = -errno if c_umount2(path, flags) < 0 else 0
     check(r, os.fsdecode(target))
+
+
+def remount(bytes target, unsigned long flags):
+    """mount(2) with MS_REMOUNT: the flags, MS_ bits, are then those of the superblock and of this mount."""
+    cdef int r
+    cdef const char *path = target
+    with nogil:
+        r = -errno if c_mount(NULL, path, NULL, flags | 32, NULL) < 0 else 0
+    check(r, os.fsdecode(target))
+
+
+def enter_mount_namespace(int fd):
+    """setns(2) with CLONE_NEWNS; the calling process must have one thread."""
+    check(-errno if c_setns(fd, 0x20000) < 0 else 0, "setns")
 
 
 def sync_mount(bytes target):

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from . import commands
+from . import commands, sd_notify
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError
 from .session import log, run
 
 
-def background(options: opts.Options) -> int:
-    """Serve in a child; the parent returns 0 when the mount is usable, else the error's exit code."""
+def background(
+    options: opts.Options, before: Callable[[], None] | None = None, told: Callable[[str], None] | None = None
+) -> int:
+    """Serve in a child; the parent returns 0 when the mount is usable, else the error's exit code.
+
+    before: what the child does first. told: gets a line that says what serves the mount.
+    """
     read_end, write_end = os.pipe()
     child = os.fork()
     if child:
         os.close(write_end)
         with os.fdopen(read_end, "rb") as f:
             said = f.read()
-        if said == b"ready":
+        if said.startswith(b"ready "):
+            if told is not None:
+                told(os.fsdecode(said[6:]))
             return 0
         os.waitpid(child, 0)
         number, _, text = os.fsdecode(said).partition(" ")
@@ -31,12 +38,12 @@ def background(options: opts.Options) -> int:
     os.setsid()
     os.chdir("/")
 
-    def ready(_: str) -> None:
+    def ready(line: str) -> None:
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        tell(b"ready")
+        tell(b"ready " + os.fsencode(line))
 
     def tell(word: bytes) -> None:
         nonlocal write_end
@@ -47,6 +54,8 @@ def background(options: opts.Options) -> int:
 
     code = 0
     try:
+        if before is not None:
+            before()
         run(options, ready)
     except PassthruError as e:
         code = e.exit_code
@@ -55,6 +64,20 @@ def background(options: opts.Options) -> int:
         code = 1
         tell(os.fsencode(f"1 {type(e).__name__}: {e}"))
     os._exit(code)
+
+
+def foreground(options: opts.Options) -> int:
+    """Serve in this process, as a service that tells its manager how it is. Raises PassthruError."""
+    def ready(line: str) -> None:
+        log(line)
+        sd_notify.notify("READY=1", f"STATUS={line}")
+
+    try:
+        run(options, ready, lambda: sd_notify.notify("STOPPING=1"))
+    except PassthruError as e:
+        sd_notify.notify(f"STATUS={e}")
+        raise
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options, source=os.path.abspath(options.source), mountpoint=os.path.abspath(options.mountpoint))
         if not options.foreground:
             return background(options)
-        run(options, log)
+        return foreground(options)
     except PassthruError as e:
         log(str(e))
         return e.exit_code
@@ -84,8 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def standard_files() -> None:
+    """Have 0, 1 and 2 open, as they may not be at boot: else the mount's own files would get these numbers."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
 def script() -> None:
     """`passthru` and `python -m passthru`. Ends without the interpreter's teardown when a mount was served."""
+    standard_files()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -67,6 +67,7 @@ def open_mountpoint(path: str, directory: bool = True) -> tuple[str, int]:
     if here is not None and here.fstype != "autofs":
         raise MountpointError(f"mountpoint {path}: already a mount point ({here.fstype})")
     try:
+        # Not O_DIRECTORY: on an automount point that would wait for the mount which is being made here.
         fd = os.open(real, os.O_PATH | os.O_CLOEXEC)
     except OSError as e:
         raise MountpointError(f"mountpoint {path}: {reason(e)}") from None

@@ -300,13 +300,14 @@ ALIASES = (
 
 # mount(8) options that mean something to mount(8), fstab or systemd only.
 IGNORED = frozenset(
-    "defaults auto noauto user nouser users owner group nofail _netdev async relatime norelatime"
-    " nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion"
+    "defaults auto noauto user nouser users nousers owner noowner group nogroup nofail _netdev async relatime"
+    " norelatime nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion mand nomand silent loud"
+    " bg fg"
     # libfuse's, for what is done anyway or not at all
     " async_read async_dio atomic_o_trunc auto_cache auto_inval_data big_writes large_read"
     " no_splice_read no_splice_write no_splice_move splice_read splice_write splice_move".split())
 # The same, with a value.
-IGNORED_VALUES = frozenset(("comment", "max_idle_threads"))
+IGNORED_VALUES = frozenset(("comment", "user", "helper", "uhelper", "max_idle_threads"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -393,9 +394,23 @@ def split_mount_options(text: str) -> list[str]:
     return [w for w in [*words, word] if w]
 
 
-def _mount_option(word: str) -> dict[str, Any]:
+def is_mount_option(word: str) -> bool:
+    """Is it a word of -o, known or ignored, whatever its value?"""
+    name = word.partition("=")[0]
+    return (name in IGNORED or name in IGNORED_VALUES or name.startswith(("x-", "X-"))
+            or any(name in (f.metadata["o"], f.metadata["no"]) for f in _declared())
+            or any(name == a.o for a in ALIASES))
+
+
+def word_of(name: str) -> str:
+    """The word of -o for a field of Options, or the field's name."""
+    return str(named(name).metadata["o"] or name)
+
+
+def mount_option(word: str) -> dict[str, Any]:
+    """{field of Options: value} of a word of -o; {} for one that changes nothing. Raises UsageError."""
     name, has_value, value = word.partition("=")
-    if (name in IGNORED and not has_value) or name.startswith("x-") or name in IGNORED_VALUES:
+    if (name in IGNORED and not has_value) or name.startswith(("x-", "X-")) or name in IGNORED_VALUES:
         return {}
     for f in _declared():
         m = f.metadata
@@ -461,7 +476,7 @@ def parse(argv: Sequence[str]) -> Options:
     values: dict[str, Any] = {}
     for text in given.pop("mount_options", []):
         for word in split_mount_options(text):
-            values.update(_mount_option(word))
+            values.update(mount_option(word))
     values.update(given)
     if values.get("debug"):
         values["foreground"] = True

@@ -177,6 +177,7 @@ class Session:
         self.target, self.mount_id, self.fuse_dev = "", 0, 0
         self.queues: list[Queue] = []
         self.readers: list[Reader] = []
+        self.stopping: Callable[[], object] | None = None
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.transport, self.why = "", ""
         self.visible = False
@@ -567,8 +568,14 @@ class Session:
         for s in STOP_SIGNALS:
             signal.signal(s, lambda *_: None)
 
+    def _stops(self) -> None:
+        if self.stopping is not None:
+            self.stopping()
+            self.stopping = None
+
     def unmount(self) -> None:
         """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
+        self._stops()
         try:
             how = mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
         except OSError as e:
@@ -591,6 +598,7 @@ class Session:
 
     def finish(self) -> None:
         """Join all threads, free everything. What the kernel may still write to is left to exit(2)."""
+        self._stops()
         for reader in self.readers:
             reader.join()
         self.core.stop()
@@ -652,8 +660,14 @@ def log(text: str) -> None:
     sys.stderr.flush()
 
 
-def run(options: Options, ready: Callable[[str], None]) -> None:
-    """Mount, tell `ready` what serves it, and serve until the end. Raises PassthruError."""
+def run(
+    options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None
+) -> None:
+    """Mount, tell `ready` what serves it, and serve until the end. Raises PassthruError.
+
+    stopping: called when the end has begun.
+    """
     session = Session(options)
+    session.stopping = stopping
     ready(session.start())
     session.serve()

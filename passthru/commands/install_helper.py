@@ -1,0 +1,214 @@
+"""`passthru install-helper`: what mount(8) and systemd need to call this installation."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from ..errors import PassthruError, UsageError, reason
+
+MARK = "Made by passthru install-helper"
+HELPERS = ("mount.passthru", "mount.fuse.passthru")
+UNIT = "passthru@.service"
+UNIT_DIRECTORY = Path("lib/systemd/system")
+
+# The interpreter is isolated (-I): root's mounts must not depend on the caller's PYTHONPATH or directory.
+SCRIPT = f"""\
+#!/bin/sh
+# {MARK}; 'passthru install-helper --remove' takes it away.
+python=@PYTHON@
+if [ ! -x "$python" ]; then
+    echo "${{0##*/}}: $python is gone: install passthru again, and run 'passthru install-helper'" >&2
+    exit 2
+fi
+exec "$python" -I -c @PROGRAM@ "$0" "$@"
+"""
+
+SERVICE = f"""\
+# {MARK}; 'passthru install-helper --remove' takes it away.
+#
+# passthru@NAME.service is the mount that /etc/passthru/NAME.conf describes, by lines
+# SOURCE=, MOUNTPOINT= and, if wanted, OPTIONS= as for mount -o; see mount.passthru(8).
+[Unit]
+Description=passthru mount %i
+Documentation=man:passthru(8) man:mount.passthru(8)
+After=local-fs.target remote-fs.target
+AssertPathExists=/etc/passthru/%i.conf
+
+[Service]
+Type=notify
+EnvironmentFile=/etc/passthru/%i.conf
+ExecStart=@HELPER@ --foreground ${{SOURCE}} ${{MOUNTPOINT}} -o ${{OPTIONS}}
+KillMode=mixed
+OOMPolicy=continue
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def default_prefix() -> Path:
+    """The one whose sbin is /sbin, where mount(8) looks for helpers."""
+    with contextlib.suppress(OSError):
+        if os.path.samefile("/sbin", "/usr/sbin"):
+            return Path("/usr")
+    return Path("/")
+
+
+def search_path(python: str) -> list[str]:
+    """Directories that an isolated interpreter lacks for the package and what it needs."""
+    said = subprocess.run(
+        [python, "-I", "-c", "import sys; print('\\0'.join(sys.path))"], capture_output=True, text=True, check=False)
+    known = {os.path.realpath(p) for p in said.stdout.rstrip("\n").split("\0") if p}
+    wanted = []
+    for name in (__name__.partition(".")[0], "numpy", "psutil"):
+        spec = find_spec(name)
+        if spec is not None and spec.origin:
+            wanted.append(str(Path(spec.origin).resolve().parent.parent))
+    return [p for p in dict.fromkeys(wanted) if p not in known]
+
+
+def script(python: str, path: Sequence[str]) -> str:
+    """The helper: a shell script, since a path in a '#!' line may be neither long nor have spaces."""
+    more = f"sys.path[:0] = {list(path)!r}; " if path else ""
+    program = f"import sys; {more}from passthru.mount_helper import script; script()"
+    return SCRIPT.replace("@PYTHON@", shlex.quote(python)).replace("@PROGRAM@", shlex.quote(program))
+
+
+def unit(helper: Path) -> str:
+    """The template of services."""
+    path = str(helper)
+    if any(c in path for c in " \t\"'\\%$"):
+        path = '"' + path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
+    return SERVICE.replace("@HELPER@", path)
+
+
+def files(prefix: Path) -> dict[Path, tuple[str, int]]:
+    """What is installed below a prefix: {path: (text, mode)}."""
+    text = script(sys.executable, search_path(sys.executable))
+    found = {prefix / "sbin" / name: (text, 0o755) for name in HELPERS}
+    found[prefix / UNIT_DIRECTORY / UNIT] = (unit(prefix / "sbin" / HELPERS[0]), 0o644)
+    return found
+
+
+def paths(prefix: Path) -> list[Path]:
+    return [*(prefix / "sbin" / name for name in HELPERS), prefix / UNIT_DIRECTORY / UNIT]
+
+
+def ours(path: Path) -> bool | None:
+    """Is it a file that install-helper made? None: there is nothing."""
+    try:
+        mode = path.lstat().st_mode
+        return stat.S_ISREG(mode) and MARK in path.read_text(errors="replace")[:400]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_ours(all_paths: Sequence[Path]) -> None:
+    """Raises PassthruError if one of these is there and is not ours."""
+    for path in all_paths:
+        if ours(path) is False:
+            raise PassthruError(f"{path} is there and was not made by install-helper; nothing was changed")
+
+
+def place(path: Path, text: str, mode: int) -> None:
+    """Write a file at once or not at all."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(os.fsencode(text))
+            os.fchmod(f.fileno(), mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def take_away(path: Path, prefix: Path) -> None:
+    """Remove a file, and the directories below the prefix that are empty then."""
+    path.unlink(missing_ok=True)
+    for directory in path.parents:
+        if directory == prefix or prefix not in directory.parents:
+            break
+        try:
+            directory.rmdir()
+        except OSError:
+            break
+
+
+def install(prefix: Path) -> list[Path]:
+    """Put everything in its place; what was made or changed. Raises PassthruError, with nothing changed."""
+    wanted = files(prefix)
+    check_ours(list(wanted))
+    changed: list[Path] = []
+    new: list[Path] = []
+    for path, (text, mode) in wanted.items():
+        was = ours(path)
+        if was and path.read_bytes() == os.fsencode(text) and stat.S_IMODE(path.stat().st_mode) == mode:
+            continue
+        try:
+            place(path, text, mode)
+        except OSError as e:
+            for p in new:
+                take_away(p, prefix)
+            raise PassthruError(f"{path}: {reason(e)}") from None
+        changed.append(path)
+        if was is None:
+            new.append(path)
+    return changed
+
+
+def remove(prefix: Path) -> list[Path]:
+    """Take away what install() made; what was removed. Raises PassthruError, with nothing changed."""
+    check_ours(paths(prefix))
+    removed = []
+    for path in paths(prefix):
+        if ours(path):
+            try:
+                take_away(path, prefix)
+            except OSError as e:
+                raise PassthruError(f"{path}: {reason(e)}") from None
+            removed.append(path)
+    return removed
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"install-helper: {message}")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(
+        prog="passthru install-helper", allow_abbrev=False,
+        description="Install mount(8)'s helpers for this installation, and a systemd unit template.")
+    p.add_argument(
+        "--prefix", metavar="DIR", type=Path, default=default_prefix(),
+        help="install into DIR/sbin and DIR/lib/systemd/system; default: where mount(8) looks")
+    p.add_argument("--remove", action="store_true", help="take away what was installed")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code. Raises PassthruError."""
+    given = parser().parse_args(argv[1:])
+    prefix = Path(os.path.abspath(given.prefix))
+    if given.remove:
+        for path in remove(prefix):
+            print(f"removed {path}")
+        return 0
+    for path in install(prefix):
+        print(f"installed {path}")
+    if not (prefix / "sbin").exists() or not os.path.samefile(prefix / "sbin", "/sbin"):
+        print(f"passthru: mount(8) looks for helpers in /sbin, not in {prefix / 'sbin'}", file=sys.stderr)
+    return 0
