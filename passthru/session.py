@@ -211,7 +211,7 @@ class Session:
             if self.dialect != PER_ENTRY:
                 how += f" ({self.buffers} {'pinned ' if self.pinned else ''}buffers each)"
             how += f", {len(possible_cpus())} queues x {self.depth} entries"
-            if len(self.queues) < len(os.sched_getaffinity(0)):
+            if len(self.queues) < len(possible_cpus()):
                 how += f" by {len(self.queues)} thread{'s' * (len(self.queues) > 1)}"
             if self.zero_copy:
                 how += ", zero-copy"

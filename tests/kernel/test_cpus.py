@@ -73,6 +73,7 @@ def test_daemon_that_may_use_one_cpu(mount, transport, cpu):
     by_each_cpu(lambda n: use(fs, f"by {n}"))
     if transport == "ring":
         assert queue_threads(fs) == [{cpu}]
+        assert "by 1 thread" in fs.stderr()
 
 
 @needs_two
