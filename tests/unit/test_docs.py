@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from passthru.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 INNER = {"__init__", "__main__", "_version"}  # modules that need no word
@@ -42,6 +44,11 @@ def test_every_document_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
     missing = [p.name for p in DOCUMENTS[1:] if f"docs/{p.name}" not in text]
     assert not missing
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in COMMANDS if f"`passthru {name}" not in text] == []
 
 
 def rows() -> dict[str, int]:
