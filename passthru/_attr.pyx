@@ -4,17 +4,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._copy cimport chmod_fd, kill_suidgid, later
+from passthru._copy cimport BIG_CUT, chmod_fd, kill_suidgid, later
 from passthru._entry cimport attr_fill, parent_of, stx_mask
 from passthru._identity cimport identity_restore, identity_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
-
-cdef enum:
-    BIG_CUT = 64 << 20  # freeing more than this may take a while
-
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
     """statx(2) of what the request names, by its handle if it has one."""

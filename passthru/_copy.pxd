@@ -18,6 +18,9 @@ cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil
 cdef bint has_suid(int fd) noexcept nogil
 cdef void kill_suidgid(int fd) noexcept nogil
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil
+cdef enum:
+    BIG_CUT = 64 << 20      # bytes: freeing more than this may take a while
+
 cdef int later(Request *r, Handler blocking) noexcept nogil
 cdef int cache_fd(Handle *h) noexcept nogil
 

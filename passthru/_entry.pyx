@@ -8,10 +8,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *
+from passthru._copy cimport BIG_CUT, later
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
+from passthru._stats cimport T_POOL
 
 
 cdef enum:  # S_IFMT >> 12
@@ -329,6 +331,14 @@ cdef int op_link(Request *r) noexcept nogil:
 
 # --------------------------------------------------- removing and renaming
 
+cdef bint takes_long(Request *r, int fd, const char *name) noexcept nogil:
+    """Is `name` the last name of a file so big that removing it is nothing for a thread that serves a queue?"""
+    cdef statx stx
+    return r.ctx.stats.kind != T_POOL and \
+        c_statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &stx) == 0 and \
+        stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
+
+
 cdef int remove(Request *r, int flags) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
@@ -339,6 +349,9 @@ cdef int remove(Request *r, int flags) noexcept nogil:
     fd = parent_of(r, &parent)
     if fd < 0:
         return fd
+    if not flags and takes_long(r, fd, name):
+        inode_unpin(parent)
+        return later(r, op_unlink)
     res = -errno if unlinkat(fd, name, flags) < 0 else 0
     inode_unpin(parent)
     return res
@@ -371,6 +384,10 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     if fd2 < 0:
         inode_unpin(parent)
         return fd2
+    if not flags and takes_long(r, fd2, newname):
+        inode_unpin(parent)
+        inode_unpin(to)
+        return later(r, op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename)
     res = sys_renameat2(fd, name, fd2, newname, flags)
     inode_unpin(parent)
     inode_unpin(to)

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
-from passthru._copy cimport handle_io_flags, has_suid, kill_suidgid, later
+from passthru._copy cimport BIG_CUT, handle_io_flags, has_suid, kill_suidgid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
@@ -12,6 +12,7 @@ from passthru._libc cimport *
 from passthru._lock cimport locks_drop_handle, locks_drop_owner
 from passthru._notify cimport notify_attributes
 from passthru._request cimport *
+from passthru._stats cimport T_POOL
 
 
 cdef enum:
@@ -24,7 +25,7 @@ cdef extern from "abi.h" nogil:
         CLOCK_REALTIME
     int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
     enum:
-        F_SETFL, ENXIO
+        F_SETFL, ENXIO, EWOULDBLOCK
 
 
 cdef uint32_t source_flags(Request *r, uint32_t flags) noexcept nogil:
@@ -106,6 +107,7 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef statx stx
     cdef char path[32]
     cdef int32_t backing = 0
+    cdef bint pooled = r.ctx.stats.kind == T_POOL
     cdef int fd, opath, res
     opath = parent_of(r, &i)
     if opath < 0:
@@ -113,6 +115,10 @@ cdef int op_open(Request *r) noexcept nogil:
     if i.type != S_IFREG >> 12:
         inode_unpin(i)
         return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
+    if flags & O_TRUNC and not pooled and c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
+            stx.stx_size > BIG_CUT:
+        inode_unpin(i)
+        return later(r, op_open)
     # Only by requests does the kernel say which writers may keep suid and sgid.
     backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath, flags,
                               flags & O_ACCMODE == O_RDONLY or not s.config.passthrough or not has_suid(opath))
@@ -128,11 +134,21 @@ cdef int op_open(Request *r) noexcept nogil:
     snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
     if kill:
         kill_suidgid(opath)
+    # Somebody's lease (F_SETLEASE) is waited for by a pool's thread.
+    if not pooled:
+        flags |= O_NONBLOCK
     fd = open(path, flags)
     if fd < 0 and fds_short(&s.inodes, errno):
         fd = open(path, flags)
     if fd < 0:
         fd = -errno
+    flags = (flags & ~<uint32_t> O_NONBLOCK) | (arg.flags & O_NONBLOCK)
+    if fd == -EWOULDBLOCK and not flags & O_NONBLOCK:
+        inode_unpin(i)
+        inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
+        return later(r, op_open)
+    if fd >= 0 and not pooled and not flags & O_NONBLOCK:
+        fcntl_setfl(fd, F_SETFL, flags)  # else io_uring may not wait
     if fd >= 0 and not backing and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)
@@ -236,7 +252,7 @@ cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags
         if fd < 0:
             if errno == ENOENT:
                 continue
-            return -errno if errno != ELOOP and errno != ENXIO else -ESTALE
+            return -errno if errno not in (ELOOP, ENXIO, EWOULDBLOCK) else -ESTALE
         if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG:
             close(fd)
             return -ESTALE
@@ -310,9 +326,16 @@ cdef int op_release(Request *r) noexcept nogil:
     cdef fuse_release_in *arg = <fuse_release_in *> r.op_in
     cdef Server *s = server_of(r)
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef Inode *i
+    cdef statx stx
     if h == NULL:
         return -EBADF
-    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+    i = inode_at(&s.inodes, h.node)
+    if s.inodes.fs[i.fs].flags & FS_REMOTE:
+        return later(r, blocking_release)
+    # The end of a removed file's last fd is the end of the file.
+    if i.fd < 0 and h.fd >= 0 and c_statx(h.fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
+            stx.stx_nlink == 0 and stx.stx_blocks > BIG_CUT >> 9:
         return later(r, blocking_release)
     return blocking_release(r)
 

@@ -1,5 +1,6 @@
 """What waits for a slow source does not hold up what need not wait."""
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -145,3 +146,50 @@ def test_stopped_caller(fs):
             os.killpg(c.pid, signal.SIGKILL)
             c.wait()
         until(lambda: not mounted_files_open(fs), "the last of them gone")
+
+
+def test_open_under_a_lease(fs):
+    """open(2) waits until a lease is given up; each queue and reader serves others meanwhile."""
+    (fs.src / "leased").write_bytes(b"l")
+    (fs.src / "fast").write_bytes(b"f")
+    holder = os.open(fs.src / "leased", os.O_RDONLY)
+    fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default, as SIGIO is not
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        with ThreadPoolExecutor(WAITERS) as pool:
+            opening = [pool.submit(os.open, fs.mnt / "leased", os.O_WRONLY) for _ in range(WAITERS)]
+            until(lambda: fs.stats().ops().get("OPEN", 0) >= WAITERS, "asked for")
+            for _ in range(20):
+                assert (fs.mnt / "fast").read_bytes() == b"f"
+            assert not any(f.done() for f in opening)
+            with pytest.raises(BlockingIOError):
+                os.open(fs.mnt / "leased", os.O_WRONLY | os.O_NONBLOCK)
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            for f in opening:
+                os.close(f.result(10))
+    finally:
+        os.close(holder)
+
+
+def test_big_files_go_beside_the_queues(fs):
+    """Freeing much space is for the pool: truncation at open, removal, replacement, the last close."""
+    size = 65 << 20
+
+    def big(name: str) -> None:
+        fd = os.open(fs.src / name, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.posix_fallocate(fd, 0, size)
+        os.close(fd)
+
+    for name in ("truncated", "removed", "replaced", "small"):
+        big(name) if name != "small" else (fs.src / name).touch()
+    acts = [
+        lambda: os.close(os.open(fs.mnt / "truncated", os.O_WRONLY | os.O_TRUNC)),
+        lambda: os.unlink(fs.mnt / "removed"),
+        lambda: os.rename(fs.mnt / "small", fs.mnt / "replaced"),
+    ]
+    for act in acts:
+        before = fs.stats().total("io_pool")
+        act()
+        assert fs.stats().total("io_pool") == before + 1
+    assert sorted(os.listdir(fs.src)) == ["replaced", "truncated"]
+    assert [os.stat(fs.src / n).st_size for n in ("replaced", "truncated")] == [0, 0]
