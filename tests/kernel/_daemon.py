@@ -71,6 +71,12 @@ def mounted(path: Path) -> bool:
     return any(m.target == str(path) for m in mounts())
 
 
+def remote(path: Path) -> bool:
+    """Is it served by a daemon or over a network?"""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout
+    return kind.strip() in ("fuseblk", "fuse", "nfs", "cifs", "smb2", "ceph", "v9fs")
+
+
 def mounts_below(path: Path) -> list[str]:
     return [m.target for m in mounts() if m.target.startswith(f"{path}/") or m.target == str(path)]
 
@@ -131,6 +137,17 @@ class Daemon:
             self.said = self.log.read_text(errors="backslashreplace")
         return self.said
 
+    def how(self) -> str:
+        """What the start line says of how it serves, without numbers."""
+        line = START.search(self.stderr())
+        said = line.group() if line else ""
+        parts = [self.transport]
+        if self.transport == "ring":
+            found = re.search(r" (\S+) dialect(?: \(\d+ (pinned )?buffers each\))?", said)
+            parts += [found[1], *(["pinned"] if found[2] else [])] if found else []
+        parts += [word for word in ("zero-copy", "kernel passthrough") if f", {word}" in said]
+        return ", ".join(parts)
+
     def repeat(self) -> str:
         """How to do it by hand."""
         return f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.join(self.command)}"
@@ -172,7 +189,7 @@ class Daemon:
             assert served == dialect, f"{served} dialect instead of {dialect}: {said}"
         if zero_copy not in ("", "auto"):
             assert (", zero-copy" in said) == (zero_copy == "on"), f"--zero-copy {zero_copy}: {said}"
-        if served != "per-entry" and dialect not in ("", "auto"):
+        if served != "per-entry" and dialect not in ("", "auto") and not remote(self.src):
             pinned = "--no-pin-buffers" not in self.command
             assert (" pinned buffers" in said) == pinned, f"pinned: {said}"
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from _daemon import RING_OPTIONS, Daemon, detach, mounts_below
 from passthru import _server
 from passthru.session import PARAMETER, ring_parameter
 
+SERVED: Counter[str] = Counter()
 DAEMONS = pytest.StashKey[list[Daemon]]()
 KERNEL = tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
 WARNING = re.compile(r"WARNING:|BUG:|Oops|refcount_t|blocked for more than")
@@ -25,12 +27,28 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With PASSTHRU_TEST_RING, only what may go by the ring: the rest does not depend on its options."""
-    if not RING_OPTIONS:
+    """With PASSTHRU_TEST_RING, only what may go by the ring: the rest does not depend on its options.
+
+    With PASSTHRU_TEST_TRANSPORT, only what runs by that one and others: what has no choice does not depend on it.
+    """
+    only = os.environ.get("PASSTHRU_TEST_TRANSPORT", "")
+    if not RING_OPTIONS and not only:
         return
-    left = [i for i in items if hasattr(i, "callspec") and i.callspec.params.get("transport", "ring") != "ring"]
+
+    def wanted(item: pytest.Item) -> bool:
+        by = item.callspec.params.get("transport", "") if isinstance(item, pytest.Function) and hasattr(
+            item, "callspec") else ""
+        return by == only if only else by in ("", "ring")
+
+    left = [i for i in items if not wanted(i)]
     config.hook.pytest_deselected(items=left)
     items[:] = [i for i in items if i not in set(left)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the daemons said that they served by, and the counters have confirmed."""
+    for how, count in sorted(SERVED.items()):
+        terminalreporter.write_line(f"served by {how}: {count} mounts")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,6 +145,7 @@ def mount(transport: str, place: Path, request: pytest.FixtureRequest) -> Iterat
         before = _open_files()
         yield start
         problems += [f"left open: fd {n} {what}" for n, what in _open_files().items() if n not in before]
+        SERVED.update(daemon.how() for daemon in daemons if daemon.served)
         for daemon in reversed(daemons):
             problems += daemon.finish() if hasattr(daemon, "process") else []
     problems += [f"mount left: {target}" for target in mounts_below(place)]

@@ -195,3 +195,56 @@ def test_auto_unmount(users_mount, place, transport):
     process.kill()
     process.wait(10)
     until(lambda: not mounted(place / "mnt"), "unmounted")
+
+
+def test_zero_copy(users_mount, place, transport):
+    """It is for who has CAP_SYS_ADMIN: asked for, it is an error before anything is mounted; else data is copied."""
+    if transport == "dev":
+        pytest.skip("zero-copy is of the ring")
+    with pytest.raises(AssertionError):
+        users_mount(transport, options=("--zero-copy=on",))
+    lines = (place / "log").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("passthru: ") and "zero-copy" in lines[0], lines
+    assert not mounted(place / "mnt")
+    users_mount(transport, options=("--zero-copy=auto",))
+    assert "zero-copy" not in (place / "log").read_text()
+    as_nobody("sh", "-c", f"seq 100000 >{place}/mnt/f && cmp {place}/mnt/f {place}/src/f")
+
+
+USERS_ROOT = """
+cd /
+"$@" 2>"$0/log" &
+daemon=$!
+for _ in $(seq 200); do
+    [ -s "$0/log" ] && break
+    sleep 0.1
+done
+if kill -0 $daemon 2>/dev/null; then
+    seq 100000 >"$0/mnt/f" && cmp "$0/mnt/f" "$0/src/f" && umount "$0/mnt" || kill -9 $daemon
+fi
+wait $daemon
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed (util-linux)")
+@pytest.mark.parametrize("zero_copy, code", [("on", 5), ("auto", 0)])
+def test_root_of_a_user_namespace(place, transport, zero_copy, code):
+    """Its CAP_SYS_ADMIN is none for the kernel: zero-copy, asked for, is an error, else data is copied by the ring."""
+    if transport == "dev":
+        pytest.skip("zero-copy is of the ring")
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    (place / "src").mkdir()
+    (place / "mnt").mkdir()
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", USERS_ROOT, place, sys.executable, "-m", "passthru", "-f", "--transport",
+         transport, f"--zero-copy={zero_copy}", place / "src", place / "mnt"],
+        env=environment(), capture_output=True, text=True, timeout=90, check=False)
+    said = (place / "log").read_text()
+    assert done.returncode == code, said + done.stderr
+    assert len(said.splitlines()) == 1, said
+    if code:
+        assert "zero-copy" in said
+    else:
+        assert START.search(said) and "zero-copy" not in said
+        assert (place / "src" / "f").stat().st_size > 100_000

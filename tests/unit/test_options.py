@@ -221,3 +221,14 @@ def test_aliases_are_shown():
     text = parser().format_help()
     for a in ALIASES:
         assert all(flag in text for flag in a.flags)
+
+
+def test_payload_buffers():
+    """Pinned ones are few, since they are in memory at once; others one for each entry, by the machine's memory."""
+    gib = 1 << 30
+    assert parse(["--queue-depth=64", "a", "b"]).buffers == 3
+    assert parse(["a", "b"]).unpinned_buffers(2, 16, 24 * gib) == 16
+    assert parse(["--queue-depth=64", "a", "b"]).unpinned_buffers(64, 64, 64 * gib) == 16
+    assert parse(["a", "b"]).unpinned_buffers(64, 16, gib) == 3
+    assert parse(["--payload-buffers=7", "a", "b"]).buffers == 7
+    assert parse(["--payload-buffers=7", "a", "b"]).unpinned_buffers(2, 16, 24 * gib) == 7
