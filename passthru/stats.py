@@ -366,8 +366,8 @@ def pages(*, everybody: bool = False) -> tuple[list[Snapshot], list[str]]:
     strange: list[str] = []
     targets = [m.target for m in mounts()]
     for where, owner in directories(everybody=everybody):
-        # What a user has mounted there may hang whoever looks.
-        if any(t == str(where) or t.startswith(f"{where}/") for t in targets):
+        # What another user has mounted there may hang whoever looks.
+        if owner != os.geteuid() and any(t == str(where) or t.startswith(f"{where}/") for t in targets):
             continue
         for page in _pages(where, owner):
             if isinstance(page, ValueError):
