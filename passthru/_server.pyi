@@ -39,6 +39,17 @@ class ServerCore:
         fixed_size: bool = ...,
     ) -> Self: ...
     def negotiated(self, flags: int, minor: int, fuse_fd: int, passthrough: bool) -> None: ...
+    def configure(
+        self,
+        *,
+        attr_timeout: float,
+        entry_timeout: float,
+        negative_timeout: float,
+        spin_us: float,
+        direct_io: bool,
+        keep_cache: int,
+        passthrough: bool,
+    ) -> None: ...
     def zero_copy(self, on: bool, smallest: int) -> None: ...
     def mounted_below(self, dev: int, ino: int, name: bytes, fd: int) -> None: ...
     @property

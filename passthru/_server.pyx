@@ -147,6 +147,21 @@ cdef class ServerCore:
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
 
+    def configure(self, *, double attr_timeout, double entry_timeout, double negative_timeout, double spin_us,
+                  bint direct_io, unsigned keep_cache, bint passthrough):
+        """Change what may be changed while requests are served.
+
+        A request may see a mixture of old and new values: each is valid by itself.
+        """
+        cdef Config *c = &self.s.config
+        c.attr_valid, c.attr_valid_nsec = split_timeout(attr_timeout)
+        c.entry_valid, c.entry_valid_nsec = split_timeout(entry_timeout)
+        c.negative_valid, c.negative_valid_nsec = split_timeout(negative_timeout)
+        c.spin_ns = <uint64_t> (spin_us * 1000)
+        c.direct_io = direct_io
+        c.keep_cache = keep_cache
+        c.passthrough = passthrough
+
     def zero_copy(self, bint on, uint64_t smallest):
         """Open files for zero-copy (Linux 7.3): those opened with O_DIRECT, and of `smallest` bytes or more."""
         self.s.config.zero_copy = on

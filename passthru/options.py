@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from ._version import VERSION
@@ -18,6 +18,7 @@ DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
 # Cache policies, and for how many seconds the kernel keeps attributes and names.
 CACHE: dict[str, float] = {"never": 0.0, "open": 0.0, "auto": 1.0, "always": 86400.0}
+YES, NO = ("yes", "on", "true", "1"), ("no", "off", "false", "0")
 
 
 def _int(text: str, low: int, high: int, unit: str = "") -> int:
@@ -84,13 +85,15 @@ def option(
     no: str | None = None,
     no_flags: tuple[str, ...] = (),
     hidden: bool = False,
+    live: bool = False,
 ) -> Any:
     """Declare an option. flags: its long and short forms; o: its name in -o; no, no_flags: those of its opposite.
 
     Without `parse` it is a switch. hidden: for developers, in neither --help nor the manual page.
+    live: `passthru set` may change it while the mount serves (Session.change() has to see to it).
     """
     meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
-            "no_flags": no_flags, "hidden": hidden}
+            "no_flags": no_flags, "hidden": hidden, "live": live}
     return field(default=default, metadata=meta)
 
 
@@ -171,36 +174,38 @@ class Options:
         parse=_max_write, metavar="BYTES", o="max_write")
     max_background: int = option(
         256, "asynchronous requests that the kernel may have out at one time", "--max-background",
-        parse=lambda t: _int(t, 1, 65535), metavar="N", o="max_background")
+        parse=lambda t: _int(t, 1, 65535), metavar="N", o="max_background", live=True)
     max_read: int = option(
         0, "largest READ in bytes, 4096 at least; 0: as large as --max-write allows",
         parse=lambda t: _size(t, 0, 1 << 30), metavar="BYTES", o="max_read")
     spin_us: int = option(
         50, "microseconds that a queue's thread yields to others before it sleeps", "--spin-us",
-        parse=lambda t: _int(t, 0, 1000), metavar="US", o="spin_us")
+        parse=lambda t: _int(t, 0, 1000), metavar="US", o="spin_us", live=True)
 
     cache: str = option(
         "auto", "what the kernel keeps of what it has seen; 'never': nothing, files are open for direct I/O, "
         "'open': a file's pages while it is open, 'auto': also what is unchanged in the source, names and "
         "attributes for 1 second, 'always': all of it, for a day: nobody changes the source beside the mount",
-        "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|always", o="cache")
+        "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|always", o="cache",
+        live=True)
     attr_timeout: float = option(
         None, "seconds that the kernel may keep attributes; default: by --cache", "--attr-timeout",
-        parse=_seconds, metavar="SECONDS", o="attr_timeout")
+        parse=_seconds, metavar="SECONDS", o="attr_timeout", live=True)
     entry_timeout: float = option(
         None, "seconds that the kernel may keep names; default: by --cache", "--entry-timeout",
-        parse=_seconds, metavar="SECONDS", o="entry_timeout")
+        parse=_seconds, metavar="SECONDS", o="entry_timeout", live=True)
     negative_timeout: float = option(
         None, "seconds that the kernel may keep that a name does not exist; default: that of --entry-timeout",
-        "--negative-timeout", parse=_seconds, metavar="SECONDS", o="negative_timeout")
+        "--negative-timeout", parse=_seconds, metavar="SECONDS", o="negative_timeout", live=True)
     direct_io: bool = option(
         False, "open all files for direct I/O: each read and write comes to the daemon, and the kernel caches none",
-        "--direct-io", o="direct_io", no="nodirect_io")
+        "--direct-io", o="direct_io", no="nodirect_io", live=True)
     writeback: bool = option(
         False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
     passthrough: bool = option(
         True, "let the kernel read and write the source's files itself where it can; the default for root",
-        "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"))
+        "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"),
+        live=True)
     parallel_direct_writes: bool = option(
         False, "pass no files through that are first opened with O_DIRECT for writing: kernel passthrough lets only "
         "one write(2) at a time into a file", "--parallel-direct-writes", o="parallel_direct_writes",
@@ -230,6 +235,21 @@ class Options:
     def _default(self, name: str, value: float) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+    def changed(self, values: Mapping[str, Any]) -> Options:
+        """These options with other values of some. Timeouts that are as they are by default follow the policy.
+
+        Raises UsageError.
+        """
+        derived: dict[str, Any] = dict.fromkeys(("attr_timeout", "entry_timeout", "negative_timeout"))
+        default = replace(self, **derived)
+        follow: dict[str, Any] = {
+            name: None for name in ("attr_timeout", "entry_timeout") if getattr(self, name) == getattr(default, name)}
+        if self.negative_timeout == self.entry_timeout:
+            follow["negative_timeout"] = None
+        new: Options = replace(self, **{**follow, **values})
+        new.check()
+        return new
 
     def check(self) -> None:
         """Raises UsageError for what contradicts itself."""
@@ -433,6 +453,41 @@ def _parsed(f: Any, shown: str, text: str) -> Any:
         return f.metadata["parse"](text)
     except UsageError as e:
         raise UsageError(f"{shown}: {e}") from None
+
+
+def live_options() -> dict[str, str]:
+    """{name, as `passthru set` takes it: field} of the options that may be changed while a mount serves."""
+    return {f.metadata["o"] or f.name: f.name for f in _declared() if f.metadata["live"]}
+
+
+def changes(words: Sequence[str]) -> dict[str, Any]:
+    """{field: value} of `name=value` words for a live mount. Raises UsageError."""
+    values: dict[str, Any] = {}
+    declared = {f.metadata["o"] or f.name: f for f in _declared()}
+    for word in words:
+        name, has_value, text = word.partition("=")
+        f = declared.get(name.replace("-", "_"))
+        if f is None:
+            raise UsageError(f"no option {name!r}; those of a live mount: {', '.join(live_options())}")
+        if not f.metadata["live"]:
+            raise UsageError(f"{name} cannot be changed while the mount serves; {', '.join(live_options())} can")
+        if not has_value:
+            raise UsageError(f"{name} needs a value: {name}=...")
+        values[f.name] = _parsed(f, name, text) if f.metadata["parse"] else _parsed_switch(name, text)
+    return values
+
+
+def _parsed_switch(name: str, text: str) -> bool:
+    if text not in YES + NO:
+        raise UsageError(f"{name}: {text!r} is neither yes nor no")
+    return text in YES
+
+
+def value_text(value: Any) -> str:
+    """A value of an option as it is shown, and as changes() takes it."""
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "default"}[value]
+    return f"{value:g}" if isinstance(value, float) and value < 1e6 else str(value)
 
 
 def arguments(values: dict[str, Any]) -> list[str]:

@@ -16,14 +16,16 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import psutil
 
 from . import _server, _sys, init, stats, watcher
 from . import mounting as mount
+from .control import Control
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
-from .options import PAGE, Options
+from .options import PAGE, Options, changes, live_options, value_text
 from .source import Source, open_source, reopen
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
@@ -190,6 +192,7 @@ class Session:
         self.pool, self.pin = (0, 0), False
         self.page: stats.Page | None = None
         self.watcher: watcher.Watcher | None = None
+        self.control: Control | None = None
         self.core: _server.ServerCore
 
     # ------------------------------------------------------------ bring-up
@@ -321,14 +324,11 @@ class Session:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.core = _server.ServerCore(
             self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 2)),
-            payload_size=o.payload_size, max_write=o.max_write, attr_timeout=o.attr_timeout,
-            entry_timeout=o.entry_timeout, negative_timeout=o.negative_timeout,
-            direct_io=o.direct_io or o.cache == "never", keep_cache=KEEP[o.cache],
-            own_and_root=o.checks_callers, spin_us=o.spin_us,
+            payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             parallel_writes=o.parallel_direct_writes,
-            null_io=o.null_io, fixed_size=self.fixed)
+            null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
         self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
         self.pin = o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers
@@ -385,6 +385,11 @@ class Session:
             self.watcher.watch(self.target, self.mount_id)
         os.close(self.target_fd)
         self._describe()
+        assert self.page is not None
+        try:
+            self.control = Control(self.page.path, self.change)
+        except OSError as e:
+            raise PassthruError(f"control socket in {stats.directory()}: {reason(e)}") from None
 
     def _describe(self) -> None:
         """Tell the status page what serves this mount."""
@@ -396,8 +401,49 @@ class Session:
             readers=len(self.readers), pinned=ring and self.pinned, zero_copy=ring and self.zero_copy,
             passthrough=self.passthrough, identity=self.identity, fuse_dev=self.fuse_dev, mount_id=self.mount_id,
             source=os.fsencode(o.source), mountpoint=os.fsencode(self.target))
-        self.page.settings({f.name: getattr(o, f.name) for f in fields(o) if f.metadata}, self.why)
+        self._say_options()
         self.page.describe(transport=1 if ring else 2)  # last: from now on it is complete
+
+    def _say_options(self) -> dict[str, Any]:
+        assert self.page is not None
+        o = self.options
+        values = {f.name: getattr(o, f.name) for f in fields(o) if f.metadata and not f.metadata["hidden"]}
+        self.page.describe(passthrough=self.passthrough and o.passthrough)
+        self.page.settings(values, self.why)
+        return values
+
+    def change(self, words: list[str], uid: int) -> dict[str, Any]:
+        """Change options of the live mount, for `uid`: all of them or, raising PassthruError, none."""
+        values = changes(words)
+        before, o = self.options, self.options.changed(values)
+        if values.get("passthrough") and not self.passthrough:
+            raise UsageError("passthrough: it was not agreed upon with the kernel when the mount was made")
+        if o.max_background != before.max_background:  # the only one that may fail
+            self._set_max_background(o.max_background)
+        self.core.configure(passthrough=self.passthrough and o.passthrough, **self._live(o))
+        self.options = o
+        for name in live_options().values():
+            old, new = value_text(getattr(before, name)), value_text(getattr(o, name))
+            if old != new:
+                log(f"{self.target}: {name} is {new} now, was {old} (set by uid {uid})")
+        return self._say_options()
+
+    @staticmethod
+    def _live(o: Options) -> dict[str, Any]:
+        """What the serving threads read of the options that may change."""
+        return {
+            "attr_timeout": o.attr_timeout, "entry_timeout": o.entry_timeout, "negative_timeout": o.negative_timeout,
+            "direct_io": o.direct_io or o.cache == "never", "keep_cache": KEEP[o.cache], "spin_us": o.spin_us}
+
+    def _set_max_background(self, n: int) -> None:
+        """It is the kernel's; INIT has told the first value."""
+        where = f"/sys/fs/fuse/connections/{os.minor(self.fuse_dev)}"
+        try:
+            for name, value in (("max_background", n), ("congestion_threshold", n * 3 // 4 or 1)):
+                with open(f"{where}/{name}", "w", encoding="ascii") as f:
+                    f.write(str(value))
+        except OSError as e:
+            raise PassthruError(f"max_background: {where}: {reason(e)}") from None
 
     def _create_answering(self) -> None:
         """Make the superblock, which waits for INIT's answer: that is another thread's work."""
@@ -535,11 +581,15 @@ class Session:
         hotplug = self._watch_cpus()
         if hotplug is not None:
             poll.register(hotplug, select.POLLIN)
+        assert self.control is not None
+        poll.register(self.control.fd, select.POLLIN)
         while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
                 if fd == self.wake_read:
                     os.read(self.wake_read, 64)
                     self.unmount()
+                elif fd == self.control.fd:
+                    self.control.ready()
                 elif hotplug is not None and fd == hotplug.fileno():
                     for queue in self.queues if hotplug.changed() else ():
                         queue.bind()
@@ -614,6 +664,8 @@ class Session:
         self.core.close()
         for queue in self.queues:
             queue.thread.release()
+        if self.control is not None:
+            self.control.close()
         if self.page is not None:
             self.page.remove()
         if self.watcher is not None:
@@ -648,6 +700,8 @@ class Session:
             self.core.stop()
         for queue in self.queues:
             queue.go.set()
+        if self.control is not None:
+            self.control.close()
         if self.page is not None:
             self.page.remove()
         if self.watcher is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("list", "list mounts"),
     "status": ("status", "show what serves a mount, and how it is doing"),
+    "set": ("set", "change options of a live mount"),
     "stats": ("stats", "show the counters of a mount: text, JSON, Prometheus, a plot"),
     "install-helper": ("install_helper", "install mount(8)'s helpers and a systemd unit template"),
 }

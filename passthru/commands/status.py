@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import monitor
+from ..options import value_text
 from ._text import Parser, emit
 
 
@@ -51,18 +52,12 @@ def text(s: dict[str, Any]) -> list[str]:
         rows.append(("trouble", f"{total['entries_lost']} ring entries lost, {total['refused']} requests refused"))
     lines = [f"{monitor.shown(s['source'])} on {monitor.shown(s['mountpoint'])}"]
     lines += [f"  {name:12} {what}" for name, what in rows]
-    words = " ".join(f"{k}={monitor.shown(_value(v))}" for k, v in s["options"].items())
+    words = " ".join(f"{k}={monitor.shown(value_text(v))}" for k, v in s["options"].items())
     lines += textwrap.wrap(words, 118, initial_indent=f"  {'options':12} ", subsequent_indent=" " * 15,
                            break_long_words=False, break_on_hyphens=False)
     if s["passthrough"]:
         lines.append(f"  {'note':12} {monitor.PASSTHROUGH_NOTE}")
     return [*lines, "", *thread_lines(s), "", *operation_lines(s["operations"])]
-
-
-def _value(v: Any) -> str:
-    if isinstance(v, float) and v == int(v):
-        v = int(v)
-    return {True: "yes", False: "no", None: "default"}.get(v, str(v)) if v is None or isinstance(v, bool) else str(v)
 
 
 def thread_lines(s: dict[str, Any]) -> list[str]:
