@@ -239,7 +239,7 @@ class TestRemount:
         said = failed(space.run("mount", "-o", f"remount,ro,{word}", place / "mnt"), 1 if "unknown" in word else 32)
         assert word.partition("=")[0].removeprefix("no") in said
         assert self.writes(space, place)  # nothing half-done
-        space.ok("mount", "-o", "remount,ro,queue_depth=16,transport=auto", place / "mnt")
+        space.ok("mount", "-o", "remount,ro,queue_depth=32,transport=auto", place / "mnt")
 
     def test_by_a_user(self, space, place):
         space.ok("mount", "-t", "passthru", place / "src", place / "mnt")
