@@ -5,7 +5,8 @@ All raise OSError; those that may wait release the GIL.
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._libc cimport *
@@ -19,6 +20,11 @@ cdef extern from "sys/mount.h" nogil:
 
 cdef extern from "sched.h" nogil:
     int c_setns "setns"(int fd, int nstype)
+
+
+cdef extern from "sys/fanotify.h" nogil:
+    int fanotify_init(unsigned flags, unsigned event_f_flags)
+    int fanotify_mark(int fd, unsigned flags, uint64_t mask, int dirfd, const char *path)
 
 
 cdef int check(int r, what) except -1:
@@ -131,3 +137,32 @@ def sync_init(int fd):
 def thread_name(bytes name):
     """What ps(1) and top(1) call the calling thread: up to 15 bytes."""
     prctl(PR_SET_NAME, <const char *> name)
+
+
+def new_user_namespace():
+    """unshare(2) into a user namespace and a mount namespace of one's own; the process must have one thread."""
+    check(-errno if unshare(0x10000000 | 0x20000) < 0 else 0, "unshare")
+
+
+def try_io_uring():
+    """Make an io_uring and close it: is it allowed?"""
+    cdef io_uring_params p
+    memset(&p, 0, sizeof(p))
+    close(check(sys_io_uring_setup(1, &p), "io_uring_setup"))
+
+
+def try_file_handle(int fd):
+    """Has the filesystem of an object file handles (name_to_handle_at(2))?"""
+    cdef file_handle_max fh
+    check(sys_name_to_handle_at(fd, &fh), "name_to_handle_at")
+
+
+def try_fanotify(int fd):
+    """May this process watch the whole filesystem of an object, with names (fanotify(7))?"""
+    cdef int group = fanotify_init(0xC00 | 1, 0)  # FAN_REPORT_DFID_NAME, FAN_CLOEXEC
+    check(-errno if group < 0 else 0, "fanotify_init")
+    try:
+        # FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_MODIFY
+        check(-errno if fanotify_mark(group, 0x101, 2, fd, NULL) < 0 else 0, "fanotify_mark")
+    finally:
+        close(group)

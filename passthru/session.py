@@ -374,13 +374,7 @@ class Session:
         for _ in range(self._reader_count()):
             self._add_reader()
         self._catch_signals()
-        if self.kernel_mount is not None:
-            try:
-                self.fuse_dev, self.mount_id = self.kernel_mount.attach(self.target_fd)
-            except OSError as e:
-                raise MountError(f"mount on {self.target}: {reason(e)}") from None
-            self.visible = True
-            self.kernel_mount.close()
+        self._attach()
         if self.watcher is not None:
             self.watcher.watch(self.target, self.mount_id)
         os.close(self.target_fd)
@@ -390,6 +384,16 @@ class Session:
             self.control = Control(self.page.path, self.change)
         except OSError as e:
             raise PassthruError(f"control socket in {stats.directory()}: {reason(e)}") from None
+
+    def _attach(self) -> None:
+        """Put the mount at its place, unless fusermount3 has done so."""
+        if self.kernel_mount is not None:
+            try:
+                self.fuse_dev, self.mount_id = self.kernel_mount.attach(self.target_fd)
+            except OSError as e:
+                raise MountError(f"mount on {self.target}: {reason(e)}") from None
+            self.visible = True
+            self.kernel_mount.close()
 
     def _describe(self) -> None:
         """Tell the status page what serves this mount."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -13,9 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
-from ..errors import PassthruError, UsageError, reason
+from ..errors import PassthruError, reason
+from ._text import Parser
 
 MARK = "Made by passthru install-helper"
 HELPERS = ("mount.passthru", "mount.fuse.passthru")
@@ -183,25 +182,14 @@ def remove(prefix: Path) -> list[Path]:
     return removed
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"install-helper: {message}")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="passthru install-helper", allow_abbrev=False,
-        description="Install mount(8)'s helpers for this installation, and a systemd unit template.")
+def main(argv: Sequence[str]) -> int:
+    """Exit code. Raises PassthruError."""
+    p = Parser(argv[0], "Install mount(8)'s helpers for this installation, and a systemd unit template.")
     p.add_argument(
         "--prefix", metavar="DIR", type=Path, default=default_prefix(),
         help="install into DIR/sbin and DIR/lib/systemd/system; default: where mount(8) looks")
     p.add_argument("--remove", action="store_true", help="take away what was installed")
-    return p
-
-
-def main(argv: Sequence[str]) -> int:
-    """Exit code. Raises PassthruError."""
-    given = parser().parse_args(argv[1:])
+    given = p.parse_args(list(argv[1:]))
     prefix = Path(os.path.abspath(given.prefix))
     if given.remove:
         for path in remove(prefix):

@@ -1,0 +1,405 @@
+"""What this machine can do, and how a mount would come out, found by trying; nothing is mounted or changed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from . import _sys, init, mounting
+from .errors import MountError, PassthruError, TransportError, reason
+from .options import Options
+from .session import PARAMETER, Session, can_act_as_caller, capable, capable_of_all, has_acl, ring_parameter
+from .source import reopen
+
+FUSE_CONF = "/etc/fuse.conf"
+UNLIMITED = resource.RLIM_INFINITY
+CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 2, 21
+STACKED = ("overlay", "ecryptfs", "fuse", "fuseblk")  # the kernel stacks no passthrough on these
+REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing. state: 'ok', 'missing' (and `cure` says how to get it), or 'note'."""
+
+    name: str
+    state: str
+    value: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a mount would end: the command's exit code, and the error or what would serve it."""
+
+    exit_code: int
+    text: str
+
+
+def in_child(act: Callable[[], Any]) -> Any:
+    """What act() returns, run in a process of its own, quietly; it comes as by JSON. Raises PassthruError, OSError."""
+    read_end, write_end = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            try:
+                said = {"value": act()}
+            except PassthruError as e:
+                said = {"code": e.exit_code, "text": str(e)}
+            except OSError as e:
+                said = {"errno": e.errno or errno.EIO}
+            except Exception as e:
+                said = {"code": 1, "text": f"{type(e).__name__}: {e}"}
+            with os.fdopen(write_end, "w") as f:
+                json.dump(said, f)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as f:
+        text = f.read()
+    os.waitpid(child, 0)
+    said = json.loads(text) if text else {"code": 1, "text": "the process that tried it was killed"}
+    if "errno" in said:
+        raise OSError(said["errno"], os.strerror(said["errno"]))
+    if "code" in said:
+        error = PassthruError(said["text"])
+        error.exit_code = said["code"]
+        raise error
+    return said["value"]
+
+
+def _ask_init() -> tuple[int, int, int]:
+    if not capable(CAP_SYS_ADMIN):
+        uid, gid = os.geteuid(), os.getegid()
+        _sys.new_user_namespace()
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as f:
+                f.write(text)
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    superblock = mounting.KernelMount(Options(), "probe", fd, stat.S_IFDIR)
+    superblock.create()
+    request = init.parse(os.read(fd, 8192))
+    return request.major, request.minor, request.flags
+
+
+def fuse_init() -> init.Init:
+    """The kernel's INIT request, from a superblock that is never seen. Raises OSError if that may not be made."""
+    major, minor, flags = in_child(_ask_init)
+    return init.Init(0, major, minor, 0, flags)
+
+
+class _Rehearsed(BaseException):
+    """Ends a rehearsal where the mount would appear."""
+
+
+class _Rehearsal(Session):
+    """A session that does everything but appear."""
+
+    def _mount(self) -> None:
+        if not capable(CAP_SYS_ADMIN):
+            _check_fusermount(self.options, self.target)
+            raise _Rehearsed
+        super()._mount()
+
+    def _attach(self) -> None:
+        raise _Rehearsed
+
+    def rehearse(self) -> str:
+        try:
+            return self.start()
+        except _Rehearsed:
+            if self.kernel_mount is not None:
+                return self.summary()
+            return f"{self.options.source} on {self.target}: {self.transport} transport, by fusermount3"
+
+
+def _check_fusermount(options: Options, target: str) -> None:
+    """Raises MountError for what fusermount3 would refuse."""
+    if shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
+    if mounting.allow_other(options) and not user_allow_other():
+        raise MountError(f"-o allow_other: user_allow_other is not in {FUSE_CONF}")
+    st = os.stat(target)
+    if not os.access(target, os.W_OK) or (st.st_mode & stat.S_ISVTX and st.st_uid != os.geteuid()):
+        raise MountError(f"fusermount3: user has no write access to mountpoint {target}")
+
+
+def rehearse(options: Options) -> Outcome:
+    """How a mount with these options would end."""
+    quiet = replace(options, auto_unmount=False, enable_uring=False)
+    switched = options.enable_uring and options.transport != "dev" and ring_parameter() == "N"
+    if switched:
+        if not os.access(PARAMETER, os.W_OK):
+            return Outcome(TransportError.exit_code, f"--enable-uring: {PARAMETER}: Permission denied")
+        quiet = replace(quiet, transport="dev", dialect="auto", zero_copy="auto")
+    try:
+        text = in_child(lambda: _Rehearsal(quiet).rehearse())
+    except PassthruError as e:
+        return Outcome(e.exit_code, str(e))
+    except OSError as e:
+        return Outcome(1, reason(e))
+    return Outcome(0, text + (" (the ring is off now; --enable-uring would switch it on)" if switched else ""))
+
+
+def user_allow_other() -> bool:
+    """May users other than root give -o allow_other?"""
+    try:
+        with open(FUSE_CONF, encoding="utf-8", errors="replace") as f:
+            return any(line.split("#")[0].strip() == "user_allow_other" for line in f)
+    except OSError:
+        return False
+
+
+def _tried(act: Callable[[], object]) -> OSError | None:
+    try:
+        act()
+    except OSError as e:
+        return e
+    return None
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == UNLIMITED else str(value)
+
+
+def kernel_checks() -> list[Check]:
+    """The kernel: protocol, ring, dialects, passthrough."""
+    found = [Check("kernel", "note", f"{os.uname().sysname} {os.uname().release}")]
+    error = _tried(lambda: os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)))
+    found.append(Check("/dev/fuse", "ok", "yes") if error is None else Check(
+        "/dev/fuse", "missing", reason(error), "modprobe fuse; in a container: --device /dev/fuse"))
+    asked: init.Init | None = None
+    try:
+        asked = fuse_init()
+    except (OSError, PassthruError) as e:
+        why = reason(e) if isinstance(e, OSError) else str(e)
+        found.append(Check("FUSE protocol", "note", f"cannot be asked for: {why}; root's check says more"))
+    else:
+        good = asked.major == init.MAJOR and asked.minor >= init.MIN_MINOR
+        found.append(Check(
+            "FUSE protocol", "ok" if good else "missing",
+            f"{asked.major}.{asked.minor} (spoken: {init.MAJOR}.{init.MIN_MINOR} to {init.MAJOR}.{init.MINOR})",
+            "" if good else "Linux 5.4 or newer"))
+    found.append(ring_check())
+    found.append(uring_check())
+    if asked is not None:
+        found += offered_checks(asked)
+    return found
+
+
+def ring_check() -> Check:
+    """The kernel's parameter for FUSE over io_uring."""
+    value = ring_parameter()
+    if value == "Y":
+        return Check("FUSE over io_uring", "ok", "switched on")
+    if value == "N":
+        return Check("FUSE over io_uring", "missing", "switched off",
+                     f"as root: --enable-uring, or echo Y >{PARAMETER}; for good: options fuse enable_uring=Y in "
+                     "/etc/modprobe.d, or fuse.enable_uring=Y on the kernel's command line")
+    return Check(
+        "FUSE over io_uring", "missing", "this kernel has none", "Linux 6.14 or newer, with CONFIG_FUSE_IO_URING")
+
+
+def uring_check() -> Check:
+    """May this process make io_urings?"""
+    error = _tried(_sys.try_io_uring)
+    if error is None:
+        return Check("io_uring", "ok", "allowed")
+    try:
+        with open("/proc/sys/kernel/io_uring_disabled", encoding="ascii") as f:
+            disabled = f.read().strip()
+    except OSError:
+        disabled = "0"
+    if disabled != "0":
+        return Check("io_uring", "missing", f"{reason(error)}: kernel.io_uring_disabled is {disabled}",
+                     "as root: sysctl kernel.io_uring_disabled=0")
+    return Check("io_uring", "missing", reason(error), "a container's system call filter (seccomp) must allow it")
+
+
+def offered_checks(asked: init.Init) -> list[Check]:
+    """Of what INIT offers, what makes a difference."""
+    found = []
+    pool, newer = asked.offers("HAS_IO_URING_BUFPOOL"), asked.minor >= 46
+    if asked.offers("OVER_IO_URING"):
+        words = ["per-entry", *["bufpool"] * pool, *["bufring"] * (newer and not pool)]
+        found.append(Check("dialects", "ok", ", ".join(words),
+                           "" if pool or newer else "shared buffers (bufpool): Linux 7.3"))
+    root = capable_of_all(CAP_SYS_ADMIN)
+    if not (pool or newer):
+        found.append(Check("zero-copy", "missing", "this kernel has none", "Linux 7.3"))
+    else:
+        found.append(Check("zero-copy", "ok", "yes") if root else Check(
+            "zero-copy", "missing", "only with CAP_SYS_ADMIN", "mount as root"))
+    if not asked.offers("PASSTHROUGH"):
+        found.append(Check(
+            "kernel passthrough", "missing", "this kernel has none",
+            "Linux 6.9 or newer, with CONFIG_FUSE_PASSTHROUGH"))
+    else:
+        found.append(Check("kernel passthrough", "ok", "yes") if root else Check(
+            "kernel passthrough", "missing", "only with CAP_SYS_ADMIN", "mount as root"))
+    return found
+
+
+def process_checks() -> list[Check]:
+    """Privileges, limits, programs."""
+    found = []
+    uid = os.geteuid()
+    if can_act_as_caller() and capable(CAP_SYS_ADMIN):
+        found.append(Check("privileges", "ok", "root: for all users, each as itself"))
+    elif capable(CAP_SYS_ADMIN):
+        found.append(Check("privileges", "note", f"uid {uid} with CAP_SYS_ADMIN, but without all ids (user namespace)"))
+    else:
+        found.append(Check(
+            "privileges", "note", f"uid {uid} without CAP_SYS_ADMIN: mounts by fusermount3, all done as this user"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    free = capable(14)  # CAP_IPC_LOCK
+    found.append(Check(
+        "locked memory", "note", "no limit for this process" if free else f"{_limit(soft)} bytes (hard {_limit(hard)})",
+        "" if free or soft == UNLIMITED else "more pinned buffers: ulimit -l, LimitMEMLOCK="))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as f:
+        most = int(f.read()) if capable(24) else hard  # CAP_SYS_RESOURCE
+    raised = f", raised to {_limit(most)}" if most != soft else ""
+    found.append(Check("open files", "note", _limit(soft) + raised,
+                       "" if most == UNLIMITED or most >= 65536 else "more: ulimit -n, LimitNOFILE="))
+    program = shutil.which("fusermount3")
+    if program is None:
+        found.append(Check("fusermount3", "note" if capable(CAP_SYS_ADMIN) else "missing", "not installed",
+                           "users other than root need it: apt-get install fuse3"))
+    else:
+        setuid = os.stat(program).st_mode & stat.S_ISUID
+        found.append(Check("fusermount3", "ok" if setuid else "note", program + ("" if setuid else ", not setuid"),
+                           "" if setuid else f"users other than root need it: chmod u+s {program}"))
+    found.append(Check("user_allow_other", "ok", "yes") if user_allow_other() else Check(
+        "user_allow_other", "note", f"not in {FUSE_CONF}", "-o allow_other of users other than root needs it there"))
+    helper = os.path.exists("/sbin/mount.passthru")
+    found.append(Check("mount(8), fstab", "ok" if helper else "note", "mount.passthru is installed" if helper else
+                       "no mount.passthru", "" if helper else "as root: passthru install-helper"))
+    return found
+
+
+def _nowait(directory: int) -> str:
+    """Does the filesystem read what it has at hand without waiting? By a file of the directory, if there is one."""
+    with os.scandir(directory) as entries:
+        for _, entry in zip(range(1000), entries, strict=False):
+            try:
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            except OSError:
+                continue
+            try:
+                os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+            except OSError as e:
+                return "no" if e.errno == errno.EOPNOTSUPP else "yes"
+            finally:
+                os.close(fd)
+            return "yes"
+    return "no file there to try"
+
+
+def source_checks(path: str) -> list[Check]:
+    """The source and its filesystem; [] if it cannot be opened."""
+    try:
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        mode = os.fstat(found).st_mode
+        fd = reopen(found, os.O_RDONLY) if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode) else -1
+        os.close(found)
+    except OSError as e:
+        return [Check("source", "missing", f"{path}: {reason(e)}")]
+    if fd < 0:
+        return [Check("source", "missing", f"{path}: neither a directory nor a regular file nor a block device")]
+    try:
+        real = os.path.realpath(path)
+        kind = next((m.fstype for m in reversed(mounting.mounts())
+                     if real == m.target or real.startswith(m.target.rstrip("/") + "/")), "unknown")
+        checks = [Check("source", "ok", f"{real}, on {kind}")]
+        handles = _tried(lambda: _sys.try_file_handle(fd)) is None
+        if handles and capable(CAP_DAC_READ_SEARCH):
+            checks.append(Check("  file handles", "ok", "yes: inodes take no open file each"))
+        else:
+            checks.append(Check("  file handles", "note", "only for root: each known inode is an open file" if handles
+                                else "none: each known inode is an open file"))
+        nowait = _nowait(fd) if stat.S_ISDIR(mode) else "not tried"
+        checks.append(Check("  NOWAIT reads", "ok" if nowait == "yes" else "note", nowait))
+        checks.append(Check("  POSIX ACLs", "ok", "yes") if has_acl(fd) else Check(
+            "  POSIX ACLs", "note", "none", "mount the source with -o acl, where its filesystem has that"))
+        error = _tried(lambda: os.listxattr(fd))
+        checks.append(Check("  xattrs", "ok", "yes") if error is None else Check("  xattrs", "note", reason(error)))
+        error = _tried(lambda: _sys.try_fanotify(fd))
+        checks.append(Check("  fanotify", "ok", "yes") if error is None else Check("  fanotify", "note", reason(error)))
+        if re.split(r"\.", kind)[0] in STACKED:
+            checks.append(Check("  passthrough", "note", f"not on {kind}: the daemon reads and writes"))
+        if kind in REMOTE:
+            checks.append(Check("  remote", "note", f"{kind}: requests may wait for the network"))
+        return checks
+    finally:
+        os.close(fd)
+
+
+def mountpoint_check(path: str) -> Check:
+    """What is at the mountpoint."""
+    real = os.path.realpath(path)
+    here = mounting.mounted_at(real)
+    if here is not None and here.fstype != "autofs":
+        dead = ""
+        if here.fstype.startswith("fuse") and (e := _tried(lambda: os.statvfs(real))) and e.errno == errno.ENOTCONN:
+            dead = ", and its daemon has gone"
+        return Check("mountpoint", "missing", f"{real}: in use by {here.fstype}{dead}", f"umount {real}")
+    try:
+        kind = "an automount point" if here is not None else (
+            "a directory" if stat.S_ISDIR(os.stat(real).st_mode) else "a file")
+    except OSError as e:
+        cure = f"mkdir {real}" if e.errno == errno.ENOENT else ""
+        return Check("mountpoint", "missing", f"{real}: {reason(e)}", cure)
+    return Check("mountpoint", "ok", f"{real}: {kind}")
+
+
+def machine_outcome(checks: list[Check], options: Options) -> Outcome:
+    """Could anything be mounted, where no source and mountpoint are given?"""
+    by_name = {c.name: c for c in checks}
+    if by_name["/dev/fuse"].state != "ok":
+        return Outcome(MountError.exit_code, f"/dev/fuse: {by_name['/dev/fuse'].value}")
+    if by_name["FUSE protocol"].state == "missing":
+        return Outcome(MountError.exit_code, f"FUSE {by_name['FUSE protocol'].value}")
+    if by_name["fusermount3"].state == "missing":
+        return Outcome(MountError.exit_code, "fusermount3 is not installed, and only root mounts without")
+    needed = ["io_uring", "FUSE over io_uring"]
+    if options.enable_uring and ring_parameter() == "N" and os.access(PARAMETER, os.W_OK):
+        del needed[1]
+    lacks = next((c for c in checks if c.name in needed and c.state != "ok"), None)
+    if lacks is None:
+        return Outcome(0, "mounts would be served by the ring" if options.transport != "dev" else
+                       "mounts would be served by /dev/fuse")
+    why = f"{lacks.name}: {lacks.value}"
+    if options.transport == "ring":
+        return Outcome(TransportError.exit_code, f"no ring transport: {why}")
+    return Outcome(0, f"mounts would be served by /dev/fuse ({why})")
+
+
+def check(options: Options) -> tuple[list[Check], Outcome]:
+    """Everything; of source and mountpoint only if the options name them."""
+    checks = kernel_checks() + process_checks()
+    if not options.source:
+        return checks, machine_outcome(checks, options)
+    checks += [*source_checks(options.source), mountpoint_check(options.mountpoint)]
+    return checks, rehearse(options)
+
+
+def as_json(checks: list[Check], outcome: Outcome) -> dict[str, Any]:
+    """For machines: names are those of the table."""
+    return {"checks": [{**asdict(c), "name": c.name.strip()} for c in checks], "works": outcome.exit_code == 0,
+            "exit_code": outcome.exit_code, "result": outcome.text}

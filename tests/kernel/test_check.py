@@ -1,0 +1,189 @@
+"""passthru check: what it says is what a mount does, and it leaves nothing."""
+import json
+import os
+import subprocess
+
+import pytest
+from _daemon import START, mounts_below, run
+from _namespace import Namespace
+from _users import NOBODY
+from test_unprivileged import python_for_all
+
+from passthru import stats
+from passthru.session import PARAMETER, ring_parameter
+
+USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+
+
+@pytest.fixture
+def ends(place):
+    (place / "src").mkdir()
+    (place / "src" / "f").write_text("x")
+    (place / "mnt").mkdir()
+    return place / "src", place / "mnt"
+
+
+def checked(*args) -> tuple[int, dict]:
+    """(exit code, the JSON object)."""
+    done = run("check", "--json", *args)
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def by_name(said: dict) -> dict[str, dict]:
+    return {c["name"]: c for c in said["checks"]}
+
+
+def test_machine():
+    code, said = checked()
+    assert code == 0 and said["works"] and said["exit_code"] == 0
+    rows = by_name(said)
+    assert {"kernel", "FUSE protocol", "FUSE over io_uring", "io_uring", "privileges", "locked memory", "open files",
+            "fusermount3", "user_allow_other", "kernel passthrough", "zero-copy"} <= set(rows)
+    assert os.uname().release in rows["kernel"]["value"]
+    assert rows["FUSE protocol"]["state"] == "ok" and rows["FUSE protocol"]["value"].startswith("7.")
+    assert (rows["FUSE over io_uring"]["state"] == "ok") == (ring_parameter() == "Y")
+    assert all(c["state"] in ("ok", "missing", "note") for c in said["checks"])
+    assert all(c["cure"] for c in said["checks"] if c["state"] == "missing")
+
+
+def test_table(ends):
+    done = run("check", *ends)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith(f"works: {ends[0]} on {ends[1]}: ")
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "queue_depth=3,nopassthrough"], ["-o", "transport=dev"]], ids=str)
+def test_says_what_the_mount_is(mount, place, options):
+    """The result's line is the start line of the same mount."""
+    fs = mount(started=False)
+    pages = set(stats.directory().iterdir()) if stats.directory().exists() else set()
+    code, said = checked(*options, fs.src, fs.mnt)
+    assert code == 0 and said["works"]
+    assert not mounts_below(place)
+    left = {p for p in set(stats.directory().iterdir()) - pages if not p.name.split(".")[0].isdigit() or
+            not os.path.exists(f"/proc/{p.name.split('.')[0]}")}
+    assert not left
+    fs.transport = "dev" if "transport=dev" in options or ring_parameter() != "Y" else "ring"
+    fs.command[1:-2] = ["-m", "passthru", "-f", *options]
+    fs.start()
+    line = START.search(fs.stderr())
+    assert line is not None and line.group() == f"passthru: {said['result']}"
+
+
+@pytest.fixture
+def transport() -> str:
+    return "auto"
+
+
+@pytest.mark.parametrize("what, code", [("source", 3), ("mountpoint", 4), ("source is a FIFO", 3), ("in use", 4)])
+def test_same_code_and_message(place, ends, what, code):
+    """As the mount itself, which is tried afterwards."""
+    src, mnt = ends
+    if what == "source":
+        src = place / "none"
+    elif what == "mountpoint":
+        mnt = place / "none"
+    elif what == "in use":
+        mnt = "/proc"
+    else:
+        src = place / "fifo"
+        os.mkfifo(src)
+    said = checked(src, mnt)
+    real = run("-f", src, mnt)
+    assert said[0] == said[1]["exit_code"] == real.returncode == code
+    assert real.stderr == f"passthru: {said[1]['result']}\n"
+    row = by_name(said[1])["source" if what.startswith("source") else "mountpoint"]
+    assert row["state"] == "missing"
+    table = run("check", src, mnt)
+    assert table.returncode == code and f"fails with exit code {code}: " in table.stdout
+
+
+def test_one_file(place):
+    for name in ("src", "mnt"):
+        (place / name).write_text("x")
+    code, said = checked(place / "src", place / "mnt")
+    assert code == 0 and said["result"].startswith(f"{place}/src on {place}/mnt: ")
+
+
+def test_source_facts(ends):
+    rows = by_name(checked(*ends)[1])
+    assert rows["NOWAIT reads"]["value"] in ("yes", "no")
+    (ends[0] / "f").unlink()
+    rows = by_name(checked(*ends)[1])
+    assert rows["NOWAIT reads"]["value"] == "no file there to try"
+    assert rows["mountpoint"]["state"] == "ok"
+
+
+@pytest.mark.parametrize("args", [["one"], ["a", "b", "c"], ["-o", "unknown"], ["--unknown"], ["-o"]], ids=" ".join)
+def test_wrong_arguments(args):
+    done = run("check", *args)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+@pytest.fixture
+def switched_off(place):
+    """A namespace in which the kernel's parameter reads as N."""
+    if not ring_parameter():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    try:
+        ns = Namespace(place / "namespace")
+    except OSError as e:
+        pytest.skip(f"no overlayfs: {e}")
+    (place / "N").write_text("N\n")
+    ns.ok("mount", "--bind", place / "N", PARAMETER)
+    yield ns
+    ns.close()
+    (place / "namespace").rmdir()
+
+
+def test_switched_off(switched_off, place, ends):
+    done = switched_off.passthru("check", "--json", *ends)
+    said = json.loads(done.stdout)
+    assert done.returncode == 0 and "/dev/fuse transport" in said["result"] and PARAMETER in said["result"]
+    row = by_name(said)["FUSE over io_uring"]
+    assert row["state"] == "missing" and "--enable-uring" in row["cure"]
+    for words, code in (("transport=ring", 5), ("transport=ring,enable_uring", 0)):
+        done = switched_off.passthru("check", "-o", words, *ends)
+        assert done.returncode == code, done.stdout
+        assert switched_off.passthru("check", "-o", words).returncode == code
+    assert "--enable-uring would" in done.stdout
+    assert (place / "N").read_text() == "N\n"  # only said
+
+
+def test_as_a_user(place, ends):
+    """What fusermount3 would refuse, without asking it."""
+    python = python_for_all()
+    if python is None:
+        pytest.skip("an ordinary user can run no Python with the package here")
+
+    def check(*args) -> tuple[int, dict]:
+        done = subprocess.run(
+            [python[0], "-m", "passthru", "check", "--json", *args], env=python[1], cwd="/", capture_output=True,
+            text=True, check=False, timeout=60, **USER)
+        assert done.stderr == ""
+        return done.returncode, json.loads(done.stdout)
+
+    mode = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)
+    try:
+        code, said = check(*ends)
+        assert code == 6 and "no write access" in said["result"]
+        for path in ends:
+            os.chown(path, NOBODY, NOBODY)
+        code, said = check(*ends)
+        rows = by_name(said)
+        assert rows["privileges"]["state"] == "note" and str(NOBODY) in rows["privileges"]["value"]
+        if rows["fusermount3"]["state"] == "missing":
+            assert code == 6
+        else:
+            assert code == 0, said
+        code, said = check("-o", "allow_other", *ends)
+        if rows["user_allow_other"]["state"] != "ok" and rows["fusermount3"]["state"] != "missing":
+            assert code == 6 and "user_allow_other" in said["result"]
+        ends[0].chmod(0)
+        os.chown(ends[0], 0, 0)
+        assert check(*ends)[0] == 3
+    finally:
+        os.chmod("/dev/fuse", mode & 0o7777)
+    assert not mounts_below(place)
