@@ -351,6 +351,16 @@ cdef class Loop:
         assert memcmp(&self.w.slots[2], self.untouched, sizeof(fuse_uring_req_header)) == 0, "the header slot behind"
         return out.error, body
 
+    def lose(self, int error):
+        """End each entry's command with an errno. (entries lost, the errno that ends the queue's thread)."""
+        cdef unsigned n
+        self.w.alive = DEPTH
+        for n in range(DEPTH):
+            self.q.entries[n].state = E_KERNEL
+            handle_cqe(&self.w, <uint64_t> &self.q.entries[n] | KIND_COMMAND, -error)
+        assert self.w.alive == 0
+        return self.w.ctx.stats.entries_lost, -self.w.error
+
     @property
     def counts(self):
         """(requests refused, zero-copied, by the ring, by registered memory) so far."""

@@ -174,6 +174,18 @@ for _ in range(3):
     assert said.count("malformed request refused") == 1
 
 
+def test_entries_lost():
+    """Commands that fail for good: said once, and without entries the queue's thread ends with the error."""
+    _, said = loop("node(b'f')\nassert q.lose(22) == (3, 22)")
+    assert said.count("entry lost") == 1
+
+
+def test_end_of_the_connection():
+    """That is no loss."""
+    _, said = loop("node(b'f')\nassert q.lose(107) == (0, 0)")
+    assert not said
+
+
 def test_without_payload_the_location_means_nothing():
     ((result, place, length, room, _), _), said = parse(BUFPOOL, slot(payload=0, location=0xFFFFFFFF))
     assert (result, place, length, room) == (0, None, 0, 0)
