@@ -529,6 +529,7 @@ cdef extern from "abi.h" nogil:
     int sys_setfsgid(gid_t gid)
     int sys_setgroups(size_t n, const gid_t *list)
     int sys_cap_fsetid(int up)
+    bint sys_is_admin(uint32_t tid)
     int sys_cap_drop_resource()
     int sys_cap_override()
     int sys_gettid()

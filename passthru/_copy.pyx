@@ -178,9 +178,12 @@ cdef int write_done(Request *r, int res) noexcept nogil:
 
 
 cdef int write_reply(Request *r, int res) noexcept nogil:
-    """After `done` bytes and a last result: what was written counts more than an error behind it."""
+    """After `done` bytes and a last result: what was written counts more than an error behind it.
+
+    But not with O_DIRECT: of a short write the kernel makes EIO, which tells less than the error.
+    """
     cdef fuse_write_out *out = <fuse_write_out *> r.out
-    if res < 0 and r.done == 0:
+    if res < 0 and (r.done == 0 or r.handle.open_flags & O_DIRECT):
         return res
     r.ctx.stats.write_bytes += r.done
     out.size = r.done
@@ -474,11 +477,13 @@ cdef int op_lseek(Request *r) noexcept nogil:
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
     cdef int64_t at
+    cdef int fd
     if h == NULL:
         return -EBADF
-    if handle_fd(server_of(r), h) < 0:
-        return handle_fd(server_of(r), h)
-    at = lseek(h.fd, <int64_t> arg.offset, arg.whence)
+    fd = handle_fd(server_of(r), h)
+    if fd < 0:
+        return fd
+    at = lseek(fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno
     (<fuse_lseek_out *> r.out).offset = at
@@ -497,13 +502,16 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     cdef int64_t to = <int64_t> arg.off_out
     cdef size_t length = arg.len
     cdef ssize_t n
+    cdef int fd, fd2
     if source == NULL or target == NULL:
         return -EBADF
     if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
         length = 0x40000000
-    if handle_fd(server_of(r), source) < 0 or handle_fd(server_of(r), target) < 0:
-        return -EIO
-    n = copy_file_range(source.fd, &at, target.fd, &to, length, arg.flags)
+    fd = handle_fd(server_of(r), source)
+    fd2 = handle_fd(server_of(r), target) if fd >= 0 else fd
+    if fd2 < 0:
+        return fd2
+    n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
     if n < 0:
         return -errno
     if r.h.opcode == FUSE_COPY_FILE_RANGE_64:

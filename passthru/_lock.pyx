@@ -228,15 +228,16 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
     cdef Owner *o
     cdef flock fl
-    cdef int res
+    cdef int fd, res
     if h == NULL:
         return -EBADF
-    if handle_fd(s, h) < 0:
-        return handle_fd(s, h)
+    fd = handle_fd(s, h)
+    if fd < 0:
+        return fd
     if not to_flock(&arg.lk, &fl):
         return -EINVAL
     o = owner_find(s, h.node, arg.owner)
-    res = fcntl(h.fd if o == NULL else o.fd, F_OFD_GETLK, &fl)
+    res = fcntl(fd if o == NULL else o.fd, F_OFD_GETLK, &fl)
     res = lock_errno() if res < 0 else 0
     if o != NULL:
         owner_put(s, o)
@@ -258,14 +259,15 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
     cdef Owner *o = NULL
     cdef flock fl
-    cdef int res, kind
+    cdef int fd, res, kind
     if h == NULL:
         return -EBADF
-    if handle_fd(s, h) < 0:
-        return handle_fd(s, h)
+    fd = handle_fd(s, h)
+    if fd < 0:
+        return fd
     if arg.lk_flags & FUSE_LK_FLOCK:
         kind = LOCK_UN if arg.lk.type == F_UNLCK else LOCK_SH if arg.lk.type == F_RDLCK else LOCK_EX
-        res = c_flock(h.fd, kind if wait else kind | LOCK_NB)
+        res = c_flock(fd, kind if wait else kind | LOCK_NB)
         return lock_errno() if res < 0 else 0
     if not to_flock(&arg.lk, &fl):
         return -EINVAL

@@ -69,9 +69,13 @@ cdef int op_write_fixed(Request *r) noexcept nogil:
     """As on a device: up to the end, and nothing behind it."""
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef uint64_t size = server_of(r).config.fixed_size
+    cdef Handle *h
     if arg.offset >= size:
         return -ENOSPC
     if arg.size > size - arg.offset:
+        h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+        if h != NULL and h.open_flags & O_DIRECT:
+            return -ENOSPC  # see write_reply()
         arg.size = <uint32_t> (size - arg.offset)
     return op_write(r)
 

@@ -222,6 +222,10 @@ def test_size_is_kept(show, either):
             os.open(fs.mnt, os.O_WRONLY | flags)
     with opened(fs.mnt, os.O_WRONLY | os.O_APPEND) as fd, refused(errno.ENOSPC):
         os.write(fd, b"x")
+    with opened(fs.mnt, os.O_RDWR | os.O_DIRECT) as fd, mmap.mmap(-1, 8192) as pages:
+        assert os.pwrite(fd, pages, SIZE - 8192) == 8192
+        with refused(errno.ENOSPC):  # the kernel makes EIO of a short one
+            os.pwrite(fd, pages, SIZE - 4096)
     with open(either, "rb") as f:
         assert f.seek(0, os.SEEK_END) == SIZE
         assert os.pread(f.fileno(), 4, 0) == b"0123"

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from _users import NOBODY, as_user
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -27,6 +28,37 @@ def test_many(fs):
     for name in names:
         os.removexattr(fs.mnt / "d", name)
     assert not names & set(os.listxattr(fs.src / "d"))
+
+
+CLONE_NEWUSER = 0x10000000
+
+
+@pytest.mark.parametrize("who", ["root", "user", "namespace"])
+def test_trusted_names(fs, who):
+    """Shown to whom the source shows them."""
+    (fs.src / "d").mkdir()
+    for name in ("trusted.first", "user.a", "trusted.second", "user.b", "user.c", "trusted.last"):
+        os.setxattr(fs.src / "d", name, b"v")
+
+    def listed(path) -> list[str]:
+        return sorted(n for n in os.listxattr(path) if not n.startswith("security."))
+
+    def lists() -> tuple[list[str], list[str], int]:
+        if who == "namespace" and libc.unshare(CLONE_NEWUSER) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")  # with all capabilities, but there only
+        return listed(fs.src / "d"), listed(fs.mnt / "d"), libc.listxattr(bytes(fs.mnt / "d"), None, 0)
+
+    uid = NOBODY if who == "user" else 0
+    try:
+        source, mount, size = as_user(uid, uid, [], lists)
+    except OSError as e:
+        if who == "namespace" and e.strerror == "unshare":
+            pytest.skip("no user namespaces here")
+        raise
+    assert source == mount
+    assert len(mount) == (6 if who == "root" else 3)
+    security = [n for n in os.listxattr(fs.src / "d") if n.startswith("security.")]
+    assert size == sum(len(n) + 1 for n in mount + security)
 
 
 def test_symlink(fs):
