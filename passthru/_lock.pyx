@@ -4,7 +4,8 @@ flock(2) belongs to an open file, and each handle is one of ours. Record locks b
 (inode, owner): each pair gets an open file description of its own, whose OFD locks
 (fcntl(2)) they are; it is closed by the owner's FLUSH, or by RELEASE of the handle that
 it came by (a caller's own OFD locks end there). A lock that has to be waited for is
-waited for on a thread of the waiters' pool, and INTERRUPT ends it.
+waited for on a thread of the waiters' pool, and INTERRUPT ends it. The kernel looks for
+deadlocks of record locks, but not of OFD locks: so it is done here, among our own waits.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -29,10 +30,11 @@ cdef extern from "abi.h" nogil:
     int c_flock "flock"(int fd, int operation)
     enum:
         F_RDLCK, F_WRLCK, F_UNLCK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
-        LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB, EWOULDBLOCK, ENOLCK, EROFS, ETXTBSY
+        EDEADLK, LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB, EWOULDBLOCK, ENOLCK, EROFS, ETXTBSY
 
 cdef enum:
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end
+    LONGEST_CYCLE = 64  # that is looked for; the kernel's own limit is 10
 
 cdef struct Owner:
     Owner *next
@@ -44,6 +46,14 @@ cdef struct Owner:
     uint32_t pid
     int fd
     bint writable
+    int64_t low                # all its locks are in [low, high]; low > high: it has none
+    int64_t high
+
+cdef struct Wait:              # for a record lock, on the stack of who waits
+    Wait *next
+    uint64_t owner
+    uint32_t node
+    flock fl
 
 cdef struct Table:             # of one process, not of one mount: nodes are told apart by server
     uint32_t lock
@@ -116,6 +126,7 @@ cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexc
     o.pid = arg.lk.pid
     o.fd = fd
     o.writable = writable
+    o.low = 1
     o.users = 1
     spin_lock(&t.lock)
     other = t.first
@@ -194,31 +205,44 @@ cdef bint to_flock(fuse_file_lock *lk, flock *fl) noexcept nogil:
     return lk.start <= TO_THE_END and lk.end >= lk.start
 
 
-cdef uint32_t holder(Server *s, uint32_t node, flock *fl) noexcept nogil:
-    """The process that holds a lock which was found in the way, 0 if it is not one of the mount's.
+cdef inline bint is_remote(Server *s, uint32_t node) noexcept nogil:
+    return s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE
+
+
+cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *owner, uint32_t *pid) noexcept nogil:
+    """Who holds a lock which the asker has found in the way? False: nobody of the mount, or it is not to be told.
 
     The source knows the holder as an open file description of ours: it is the one for which
-    that very lock is not in the way.
+    that very lock is not in the way. If several hold the same range for reading, each has another's in
+    its way; then it is the one besides the asker, if there is but one.
     """
     cdef Table *t = table_of(s, node)
     cdef Owner *o
     cdef flock probe
-    cdef uint32_t pid = 0
-    if s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE:
-        return 0  # asking would wait
+    cdef int64_t end = TO_THE_END if fl.l_len == 0 else fl.l_start + fl.l_len - 1
+    cdef unsigned likely = 0
+    cdef bint found = False
+    if is_remote(s, node):
+        return False  # asking would wait
     spin_lock(&t.lock)  # F_OFD_GETLK of a local file does not wait
     o = t.first
-    while o != NULL and not pid:
-        if o.node == node:
+    while o != NULL and not found:
+        if o.node == node and o.low <= fl.l_start and o.high >= end:
             probe = fl[0]
             probe.l_type = F_WRLCK
             probe.l_pid = 0
             if fcntl(o.fd, F_OFD_GETLK, &probe) == 0 and (
                     probe.l_type == F_UNLCK or probe.l_start != fl.l_start or probe.l_len != fl.l_len):
-                pid = o.pid
+                found = True
+                owner[0] = o.owner
+                pid[0] = o.pid
+            elif o.owner != asker and fl.l_type == F_RDLCK:
+                likely += 1
+                owner[0] = o.owner
+                pid[0] = o.pid
         o = o.next
     spin_unlock(&t.lock)
-    return pid
+    return found or likely == 1
 
 
 cdef int op_getlk(Request *r) noexcept nogil:
@@ -228,6 +252,8 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
     cdef Owner *o
     cdef flock fl
+    cdef uint64_t owner
+    cdef uint32_t pid = 0
     cdef int fd, res
     if h == NULL:
         return -EBADF
@@ -246,9 +272,12 @@ cdef int op_getlk(Request *r) noexcept nogil:
     out.type = fl.l_type
     out.start = fl.l_start
     out.end = TO_THE_END if fl.l_len == 0 else <uint64_t> (fl.l_start + fl.l_len - 1)
-    out.pid = 0
     if fl.l_type != F_UNLCK:
-        out.pid = fl.l_pid if fl.l_pid > 0 else holder(s, h.node, &fl)
+        if fl.l_pid > 0:
+            pid = fl.l_pid
+        else:
+            holder(s, h.node, &fl, arg.owner, &owner, &pid)
+    out.pid = pid
     return sizeof(fuse_file_lock)
 
 
@@ -279,10 +308,85 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
         res = owner_open(r, h, arg, &o)
         if res < 0:
             return res
-    res = fcntl(o.fd, F_OFD_SETLKW if wait else F_OFD_SETLK, &fl)
-    res = lock_errno() if res < 0 else 0
+    if wait:
+        res = wait_for(s, o, &fl)
+    else:
+        res = lock_errno() if fcntl(o.fd, F_OFD_SETLK, &fl) < 0 else 0
+    if res == 0:
+        remember_range(o, &arg.lk)
     owner_put(s, o)
     return res
+
+
+cdef void remember_range(Owner *o, fuse_file_lock *lk) noexcept nogil:
+    cdef int64_t start = <int64_t> lk.start
+    cdef int64_t end = TO_THE_END if lk.end >= TO_THE_END else <int64_t> lk.end
+    if lk.type == F_UNLCK:
+        if start <= o.low and end >= o.high:
+            o.low = 1
+            o.high = 0
+    elif o.low > o.high:
+        o.low = start
+        o.high = end
+    else:
+        o.low = min(o.low, start)
+        o.high = max(o.high, end)
+
+
+cdef int wait_for(Server *s, Owner *o, flock *fl) noexcept nogil:
+    """Take a record lock when it is free. -EDEADLK if who has it waits, perhaps by others, for this owner."""
+    cdef Wait w
+    cdef Wait **at
+    cdef int res
+    if is_remote(s, o.node):
+        return lock_errno() if fcntl(o.fd, F_OFD_SETLKW, fl) < 0 else 0
+    w.owner = o.owner
+    w.node = o.node
+    w.fl = fl[0]
+    # Who waits last closes a cycle, so it is enough that each looks before it is itself in the list.
+    spin_lock(&s.lock_waits_lock)
+    if s.lock_waits != NULL and deadlock(s, &w):
+        spin_unlock(&s.lock_waits_lock)
+        return -EDEADLK
+    w.next = <Wait *> s.lock_waits
+    s.lock_waits = &w
+    spin_unlock(&s.lock_waits_lock)
+    res = lock_errno() if fcntl(o.fd, F_OFD_SETLKW, fl) < 0 else 0
+    spin_lock(&s.lock_waits_lock)
+    at = <Wait **> &s.lock_waits
+    while at[0] != &w:
+        at = &at[0].next
+    at[0] = w.next
+    spin_unlock(&s.lock_waits_lock)
+    return res
+
+
+cdef bint deadlock(Server *s, Wait *mine) noexcept nogil:
+    """Does this wait close a cycle? As the kernel does, by one holder of what is in the way."""
+    cdef Wait *w = mine
+    cdef Owner *o
+    cdef flock fl
+    cdef uint64_t owner
+    cdef uint32_t pid
+    cdef unsigned _n
+    cdef int res
+    for _n in range(LONGEST_CYCLE):
+        o = owner_find(s, w.node, w.owner)
+        if o == NULL:
+            return False
+        fl = w.fl
+        res = fcntl(o.fd, F_OFD_GETLK, &fl)
+        owner_put(s, o)
+        if res < 0 or fl.l_type == F_UNLCK or fl.l_pid > 0 or not holder(s, w.node, &fl, w.owner, &owner, &pid):
+            return False
+        if owner == mine.owner:
+            return True
+        w = <Wait *> s.lock_waits
+        while w != NULL and w.owner != owner:
+            w = w.next
+        if w == NULL:
+            return False
+    return False
 
 
 cdef int blocking_lock(Request *r) noexcept nogil:

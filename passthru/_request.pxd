@@ -74,6 +74,8 @@ cdef struct Server:            # one mount
     void *pool                 # Pool: what waits for devices and remote sources
     void *waiters              # Pool: what waits for locks, as long as it takes
     void *locks                # lock owners, [LOCK_SHARDS]
+    void *lock_waits           # waits for record locks, under lock_waits_lock
+    uint32_t lock_waits_lock
     Handler dispatch
     Handler admitted           # what gate() goes on to
     uint32_t owner             # uid
