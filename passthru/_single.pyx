@@ -69,12 +69,10 @@ cdef int op_write_fixed(Request *r) noexcept nogil:
     """As on a device: up to the end, and nothing behind it."""
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef uint64_t size = server_of(r).config.fixed_size
-    cdef Handle *h
     if arg.offset >= size:
         return -ENOSPC
     if arg.size > size - arg.offset:
-        h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
-        if h != NULL and h.open_flags & O_DIRECT:
+        if arg.flags & O_DIRECT:
             return -ENOSPC  # see write_reply()
         arg.size = <uint32_t> (size - arg.offset)
     return op_write(r)
@@ -106,8 +104,9 @@ cdef int op_open_device(Request *r) noexcept nogil:
         return -EPERM
     res = op_open(r)
     if res > 0:
-        # Who writes to a device need not change its node's times.
-        out.open_flags &= ~<uint32_t> FOPEN_KEEP_CACHE
+        if s.config.keep_cache != KEEP_ALL:
+            # Who writes to a device need not change its node's times.
+            out.open_flags &= ~<uint32_t> FOPEN_KEEP_CACHE
         if s.config.zero_copy and device_size(s) >= s.config.zero_copy_min:
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
     return res

@@ -60,7 +60,13 @@ def loop(file: Path, *options: str) -> Path:
 
 
 def unloop(device: Path) -> None:
+    """Detach it, as soon as nobody uses it any more."""
     run("losetup", "--detach", device)
+
+
+def until_free(device: Path) -> None:
+    """What was mounted may have lived on in another mount namespace."""
+    until(lambda: not Path(f"/sys/block/{device.name}/loop/backing_file").exists(), f"{device} is free")
 
 
 @pytest.fixture
@@ -365,6 +371,7 @@ def test_filesystem_within(show, either, place, direct):
             run("umount", inner)
     finally:
         unloop(disk)
+    until_free(disk)
     for path in (fs.mnt, either):
         run("fsck.ext4", "-f", "-n", path)
     inner_disk = loop(either, "--read-only")
