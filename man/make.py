@@ -190,6 +190,26 @@ All of it has the mount's device number; inode numbers are changed so that no
 two files have the same.
 """
 
+LOGGING = r""".SH LOGGING
+Each message is one line.
+With
+.B \-f
+it goes to standard error, in the background to systemd's journal, or if that is
+not there to
+.BR syslog (3),
+facility daemon.
+The journal's records have the fields PASSTHRU_SOURCE and PASSTHRU_MOUNTPOINT.
+In the background
+.B \-\-log stderr
+keeps standard error open.
+.PP
+.B \-\-debug\-fuse
+writes a line for each request and one for its reply, in the form of libfuse's
+debug output; "cqe" came by the ring, "dev" by
+.IR /dev/fuse .
+Data that the kernel passes through makes no requests.
+"""
+
 TAIL = r""".SH FILES
 .TP
 .I /run/passthru/PID
@@ -601,7 +621,7 @@ def subcommands() -> str:
 def passthru() -> str:
     """passthru(8)."""
     head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
-    return head + switches() + mount_options() + aliases() + subcommands() + TRANSPORTS + exit_codes() + TAIL
+    return head + switches() + mount_options() + aliases() + subcommands() + TRANSPORTS + LOGGING + exit_codes() + TAIL
 
 
 def helper_options() -> str:

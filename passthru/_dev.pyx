@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._ops cimport op_in_size, undelivered
-from passthru._pool cimport nap, pool_cancel, pool_interrupt
+from passthru._pool cimport nap, pool_cancel
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_DEV, stats_answered
@@ -117,11 +117,7 @@ cdef int take_in(DevThread *t, DevRequest *d, size_t n) noexcept nogil:
     r.ctx = &t.ctx
     r.interrupted = 0
     r.interruptible = 0
-    if r.h.opcode == FUSE_INTERRUPT:
-        if n >= head + sizeof(fuse_interrupt_in):
-            pool_interrupt(t.ctx.server, (<fuse_interrupt_in *> (d.in_buf + head)).unique)
-        return NOREPLY
-    if r.h.opcode == FUSE_FORGET or r.h.opcode == FUSE_BATCH_FORGET:
+    if r.h.opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT):
         if r.h.len != n:
             return NOREPLY
     else:
@@ -133,7 +129,7 @@ cdef int take_in(DevThread *t, DevRequest *d, size_t n) noexcept nogil:
     r.arg = d.in_buf + head
     r.arg_len = <uint32_t> (n - head) if n > head else 0
     if n < head:
-        return -EINVAL if r.h.opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET) else NOREPLY
+        return -EINVAL if r.h.opcode not in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT) else NOREPLY
     return t.ctx.server.dispatch(r)
 
 

@@ -17,6 +17,7 @@ from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
 from passthru._null cimport null_fsync, null_read, null_write
+from passthru._pool cimport pool_interrupt
 from passthru._request cimport *
 from passthru._single cimport *
 from passthru._xattr cimport *
@@ -87,6 +88,11 @@ cdef int op_destroy(Request *r) noexcept nogil:
     return 0  # the end of the connection follows
 
 
+cdef int op_interrupt(Request *r) noexcept nogil:
+    pool_interrupt(server_of(r), (<fuse_interrupt_in *> r.op_in).unique)
+    return NOREPLY
+
+
 cdef int op_unknown(Request *r) noexcept nogil:
     return -ENOSYS
 
@@ -128,6 +134,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_SETLKW, op_setlk, sizeof(fuse_lk_in), OWN_WAIT)
     op(FUSE_ACCESS, op_access, sizeof(fuse_access_in), 0)
     op(FUSE_CREATE, op_create, sizeof(fuse_create_in), 0)
+    op(FUSE_INTERRUPT, op_interrupt, sizeof(fuse_interrupt_in), OWN_WAIT)
     op(FUSE_DESTROY, op_destroy, 0, OWN_WAIT)
     op(FUSE_IOCTL, op_ioctl, sizeof(fuse_ioctl_in), 0)
     op(FUSE_BATCH_FORGET, op_batch_forget, sizeof(fuse_batch_forget_in), OWN_WAIT)

@@ -79,6 +79,8 @@ cdef struct Server:            # one mount
     Handler dispatch
     Handler admitted           # what gate() goes on to
     uint32_t owner             # uid
+    Handler traced             # what trace() goes on to
+    uint32_t tracing
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
@@ -122,6 +124,8 @@ cdef struct Request:
     Completer complete         # from another thread
     # Waiting I/O (_copy)
     Finisher finish            # continues after a backing CQE
+    Finisher finished          # _trace: instead of which it is there
+    Completer completed        # the same for `complete`
     Handler blocking           # runs on a pool thread
     Handle *handle
     int fd

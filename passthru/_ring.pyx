@@ -15,6 +15,7 @@ from passthru._abi cimport *
 from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
 from passthru._copy cimport payloads_map, payloads_unmap
 from passthru._libc cimport *
+from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
 from passthru._ops cimport undelivered
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
@@ -210,16 +211,19 @@ cdef int entry_request(Entry *e) noexcept nogil:
 cdef int entry_refuse(Entry *e) noexcept nogil:
     """A request that contradicts itself or the set-up: answered with EIO, said once."""
     cdef fuse_uring_ent_in_out *io = &e.slot.ring_ent_in_out
+    cdef char line[LOG_LINE]
     e.queue.worker.ctx.stats.refused += 1
     if e.queue.worker.ctx.stats.refused == 1:
-        dprintf(2, "passthru: queue %u entry %u: malformed request refused (opcode %u, length %u, "
-                "payload %u, location %u, flags %lu, commit id %lu)\n", e.queue.qid, e.id, e.req.h.opcode, e.req.h.len,
-                io.payload_sz, io.location, io.flags, io.commit_id)
+        snprintf(line, sizeof(line), "queue %u entry %u: malformed request refused (opcode %u, length %u, "
+                 "payload %u, location %u, flags %lu, commit id %lu)", e.queue.qid, e.id, e.req.h.opcode, e.req.h.len,
+                 io.payload_sz, io.location, io.flags, io.commit_id)
+        log_line(LOG_WARNING, line)
     return -EIO
 
 
 cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
     """A command ended without a request. By unmount or abort that is how an entry ends."""
+    cdef char line[LOG_LINE]
     if res == -EAGAIN or res == -EINTR:
         # The commit was not taken: the request is still ours.
         e.state = E_OURS
@@ -230,8 +234,9 @@ cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
     elif res != -ENOENT or not w.disconnected:  # of a connection that has ended, requests are not found
         w.ctx.stats.entries_lost += 1
         if w.ctx.stats.entries_lost == 1:
-            dprintf(2, "passthru: queue %u entry %u: ring command failed with error %d, entry lost\n",
-                    e.queue.qid, e.id, -res)
+            snprintf(line, sizeof(line), "queue %u entry %u: ring command failed with error %d, entry lost",
+                     e.queue.qid, e.id, -res)
+            log_line(LOG_ERROR, line)
         e.queue.lost += 1
         if e.queue.lost == e.queue.depth:
             w.error = res  # nobody would serve the queue: the session ends
@@ -360,6 +365,7 @@ cdef void spin_rest(Worker *w, uint64_t now) noexcept nogil:
 
 cdef void worker_serve(Worker *w) noexcept nogil:
     """Serve until all entries are gone, or until the session stops and nothing is in flight."""
+    cdef char line[LOG_LINE]
     cdef io_uring_cqe *cqe
     cdef Server *s = w.ctx.server
     cdef unsigned batch
@@ -398,7 +404,8 @@ cdef void worker_serve(Worker *w) noexcept nogil:
         w.ctx.linking = False
         r = uring_enter(&w.ring, 1)
         if r < 0 and r not in (-EINTR, -EAGAIN, -EBUSY):
-            dprintf(2, "passthru: io_uring_enter: error %d, queue thread ends\n", -r)
+            snprintf(line, sizeof(line), "io_uring_enter: error %d, queue thread ends", -r)
+            log_line(LOG_ERROR, line)
             w.error = r
             break
 

@@ -23,6 +23,7 @@ from passthru._request cimport *
 from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
 from passthru._slab cimport slab_destroy, slab_init
 from passthru._stats cimport *
+from passthru._trace cimport trace_switch
 
 DEBUG = bool(DEBUG_BUILD)
 OPCODES = FUSE_OPCODES
@@ -161,6 +162,10 @@ cdef class ServerCore:
         c.direct_io = direct_io
         c.keep_cache = keep_cache
         c.passthrough = passthrough
+
+    def trace(self, bint on):
+        """Log each request and its reply (--debug-fuse), or no longer. At any time, by one thread at a time."""
+        trace_switch(&self.s, on)
 
     def zero_copy(self, bint on, uint64_t smallest):
         """Open files for zero-copy (Linux 7.3): those opened with O_DIRECT, and of `smallest` bytes or more."""

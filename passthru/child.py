@@ -17,7 +17,7 @@ import threading
 from dataclasses import replace
 from types import FrameType
 
-from . import options
+from . import log, options
 from .errors import PassthruError, by_exit_code
 
 
@@ -39,7 +39,7 @@ def quiet() -> None:
     os.close(null)
 
 
-def watch(parent: int, words: socket.socket) -> None:
+def watch(parent: int, words: socket.socket, asked: options.Options) -> None:
     """Unmount when the process `parent` ends, unless the word "detach" comes before."""
     try:
         # Not a signal at the parent's death (prctl(2)): that is the death of the thread that called mount().
@@ -54,6 +54,8 @@ def watch(parent: int, words: socket.socket) -> None:
             if words.fileno() in ready:
                 if words.recv(64) == b"detach":
                     quiet()
+                    if asked.log == "auto":
+                        options.open_log(replace(asked, foreground=False))
                     words.send(b"detached")
                     return
                 poll.unregister(words)  # the parent has closed its end
@@ -79,16 +81,18 @@ def main() -> int:
     def ready(summary: str) -> None:
         nonlocal told
         told = True
-        threading.Thread(target=watch, args=(int(parent), words), daemon=True).start()
+        threading.Thread(target=watch, args=(int(parent), words, asked), daemon=True).start()
         words.send(b"ready " + os.fsencode(summary))
 
     try:
-        run(replace(options.parse(argv), foreground=True), ready)
+        asked = replace(options.parse(argv), foreground=True)
+        options.open_log(asked)
+        run(asked, ready)
     except (PassthruError, OSError) as e:
         code = e.exit_code if isinstance(e, PassthruError) else 1
         text = str(e) if isinstance(e, PassthruError) else f"{type(e).__name__}: {e}"
         if told:
-            sys.stderr.write(f"passthru: {text}\n")
+            log.error(text)
         else:
             words.send(os.fsencode(f"{code} {text}"))
         return code

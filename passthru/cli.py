@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from . import commands, sd_notify
+from . import commands, log, sd_notify
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError
-from .session import log, run
+from .session import run
 
 
 def background(
@@ -32,7 +32,7 @@ def background(
             return 0
         os.waitpid(child, 0)
         number, _, text = os.fsdecode(said).partition(" ")
-        log(text or "the daemon ended before the mount was usable")
+        log.error(text or "the daemon ended before the mount was usable")
         return int(number) if number.isdigit() else 1
     os.close(read_end)
     os.setsid()
@@ -40,9 +40,11 @@ def background(
 
     def ready(line: str) -> None:
         null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
+        for fd in (0, 1) if options.log == "stderr" else (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        if options.log != "stderr":
+            log.info(line)
         tell(b"ready " + os.fsencode(line))
 
     def tell(word: bytes) -> None:
@@ -52,26 +54,34 @@ def background(
             os.close(write_end)
             write_end = -1
 
+    def failed(text: str) -> None:
+        if write_end >= 0:
+            tell(os.fsencode(f"{code} {text}"))
+        else:
+            log.error(text)
+
     code = 0
     try:
+        opts.open_log(options)
         if before is not None:
             before()
         run(options, ready)
     except PassthruError as e:
         code = e.exit_code
-        tell(os.fsencode(f"{code} {e}"))
+        failed(str(e))
     except Exception as e:  # the parent waits for a word
         code = 1
-        tell(os.fsencode(f"1 {type(e).__name__}: {e}"))
+        failed(f"{type(e).__name__}: {e}")
     os._exit(code)
 
 
 def foreground(options: opts.Options) -> int:
     """Serve in this process, as a service that tells its manager how it is. Raises PassthruError."""
     def ready(line: str) -> None:
-        log(line)
+        log.info(line)
         sd_notify.notify("READY=1", f"STATUS={line}")
 
+    opts.open_log(options)
     try:
         run(options, ready, lambda: sd_notify.notify("STOPPING=1"))
     except PassthruError as e:
@@ -97,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return background(options)
         return foreground(options)
     except PassthruError as e:
-        log(str(e))
+        log.error(str(e))
         return e.exit_code
     except Exception as e:  # a fault of ours: the same form as in the background
         if "-d" in argv or "--debug" in argv:
             raise
-        log(f"{type(e).__name__}: {e}")
+        log.error(f"{type(e).__name__}: {e}")
         return 1
     return 0
 

@@ -14,12 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import _sys, remount
+from . import _sys, log, remount
 from . import options as opts
 from ._version import VERSION
 from .cli import background, foreground, standard_files
 from .errors import PassthruError, UsageError
-from .session import log
 
 USAGE = "usage: mount.passthru SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE] [--foreground]"
 SWITCHES = (
@@ -125,7 +124,7 @@ def in_namespace(path: str, act: Callable[[], None]) -> int:
             act()
             code = 0
         except PassthruError as e:
-            log(str(e))
+            log.error(str(e))
             code = e.exit_code
         finally:
             os._exit(code)
@@ -160,7 +159,7 @@ def run(call: Call) -> int:
         return foreground(options)
     close_inherited()
     enter = (lambda: enter_namespace(call.namespace)) if call.namespace else None
-    return background(options, before=enter, told=log if call.verbose else None)
+    return background(options, before=enter, told=log.info if call.verbose else None)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,12 +168,12 @@ def main(argv: Sequence[str]) -> int:
         call = parse(argv)
         code = run(call) if call is not None else 0
     except PassthruError as e:
-        log(str(e))
+        log.error(str(e))
         code = e.exit_code
     except MemoryError:
         return EX_SYSERR
     except Exception as e:
-        log(f"{type(e).__name__}: {e}")
+        log.error(f"{type(e).__name__}: {e}")
         return EX_SOFTWARE
     if code == UsageError.exit_code:
         return EX_USAGE

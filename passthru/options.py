@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
+from . import log
 from ._version import VERSION
 from .errors import UsageError
 
@@ -107,6 +108,17 @@ class Options:
 
     foreground: bool = option(False, "stay in the foreground", "-f", "--foreground")
     debug: bool = option(False, "log what the daemon does; implies -f", "-d", "--debug", o="debug")
+
+    debug_fuse: bool = option(
+        False, "log each request and its reply; implies -f", "--debug-fuse", o="debug_fuse",
+        live=True)
+    log: str = option(
+        "auto", "where messages go; 'auto': with -f standard error, else the journal or syslog, whichever is there",
+        "--log", parse=lambda t: _choice(t, log.TARGETS), metavar="auto|stderr|journal|syslog", o="log")
+    log_level: str = option(
+        "info", "log messages of this level and graver ones; -d: debug", "--log-level",
+        parse=lambda t: _choice(t, tuple(log.LEVELS)), metavar="error|warning|info|debug", o="log_level",
+        live=True)
 
     read_only: bool = option(False, "mount read-only", o="ro", no="rw")
     allow_other: bool | None = option(
@@ -308,6 +320,7 @@ ALIASES = (
           sets={"cache": "open"}),
     Alias("one thread: --threads 1", ("-s", "--single"), sets={"threads": 1}),
     Alias("the same as --threads", ("--num-threads",), o="max_threads", value_of="threads"),
+    Alias("--debug-fuse without -f", ("--bg-debug-fuse",), sets={"debug_fuse": True, "background": True}),
     Alias("the ring if it can be had, as is the default: --transport auto", o="io_uring",
           sets={"transport": "auto"}),
     Alias("the same as --queue-depth", o="io_uring_q_depth", value_of="queue_depth"),
@@ -533,10 +546,19 @@ def parse(argv: Sequence[str]) -> Options:
         for word in split_mount_options(text):
             values.update(mount_option(word))
     values.update(given)
-    if values.get("debug"):
+    background = values.pop("background", False)
+    if values.get("debug") or (values.get("debug_fuse") and not background):
         values["foreground"] = True
+    if values.get("debug"):
+        values.setdefault("log_level", "debug")
     if values.get("null_io"):
         values.update(passthrough=False, zero_copy="off")  # the kernel would do the I/O
     options = Options(**values)
     options.check()
     return options
+
+
+def open_log(options: Options) -> None:
+    """Messages go where the options say from now on. Raises PassthruError."""
+    about = {"PASSTHRU_SOURCE": options.source, "PASSTHRU_MOUNTPOINT": options.mountpoint}
+    log.setup(options.log, options.log_level, not options.foreground, about)

@@ -12,7 +12,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from . import _server, _sys, init, stats, watcher
+from . import _server, _sys, _trace, init, log, stats, watcher
 from . import mounting as mount
 from .control import Control
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
@@ -118,8 +117,7 @@ class Queue(threading.Thread):
                     s.options.pin_headers)
                 self.registered.set()
                 left = self.thread.serve()
-                if self.session.options.debug:
-                    log(f"{self.name} ends, the kernel has {left} of its entries")
+                log.debug(f"{self.name} ends, the kernel has {left} of its entries")
         except OSError as e:
             self.thread.spoil()  # the kernel must know that the ring does not come
             self.error = e
@@ -329,6 +327,9 @@ class Session:
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             parallel_writes=o.parallel_direct_writes,
             null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
+        _trace.name_opcodes(stats.OPCODES)
+        self.core.trace(o.debug_fuse)
+        log.start()
         self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
         self.pin = o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers
@@ -425,11 +426,13 @@ class Session:
         if o.max_background != before.max_background:  # the only one that may fail
             self._set_max_background(o.max_background)
         self.core.configure(passthrough=self.passthrough and o.passthrough, **self._live(o))
+        self.core.trace(o.debug_fuse)
+        log.set_level(o.log_level)
         self.options = o
         for name in live_options().values():
             old, new = value_text(getattr(before, name)), value_text(getattr(o, name))
             if old != new:
-                log(f"{self.target}: {name} is {new} now, was {old} (set by uid {uid})")
+                log.info(f"{self.target}: {name} is {new} now, was {old} (set by uid {uid})")
         return self._say_options()
 
     @staticmethod
@@ -499,12 +502,15 @@ class Session:
             self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
             o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
             and capable_of_all(21)))
-        if self.options.debug:
-            log(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
-            log(f"INIT: taken {' '.join(init.names(flags))}")
+        log.debug(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
+        log.debug(f"INIT: taken {' '.join(init.names(flags))}")
         self.passthrough = bool(flags & init.flag("PASSTHROUGH"))
         self.core.negotiated(flags, min(init.MINOR, request.minor), self.fuse_fd, self.passthrough)
-        os.write(self.fuse_fd, init.reply(request, flags, self.options))
+        reply = init.reply(request, flags, self.options)
+        if o.debug_fuse:
+            log.trace(f"dev unique: {request.unique}, opcode: INIT (26), nodeid: 0, insize: {len(data)}, pid: 0\n"
+                      f"   unique: {request.unique}, success, outsize: {len(reply)}")
+        os.write(self.fuse_fd, reply)
 
     def _choose_dialect(self, request: init.Init) -> None:
         """By what the kernel offers; a form that it does not know ends the connection's ring."""
@@ -602,7 +608,7 @@ class Session:
                     broken = next((q for q in self.queues if q.done and q.thread.error), None)
                     if broken is not None and not self.broken:
                         self.broken = True
-                        log(f"{broken.name} ended with an error ({os.strerror(broken.thread.error)}): unmounting")
+                        log.error(f"{broken.name} ended with an error ({os.strerror(broken.thread.error)}): unmounting")
                         self.unmount()
         self.finish()
         if self.broken:
@@ -633,12 +639,12 @@ class Session:
         try:
             how = mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
         except OSError as e:
-            log(f"unmount {self.target}: {reason(e)}")
+            log.error(f"unmount {self.target}: {reason(e)}")
             how = mount.NOT_THERE
         if how == mount.UNMOUNTED:
             return
         if how == mount.DETACHED:
-            log(f"{self.target} is busy: detached, what is still open there gets errors")
+            log.warning(f"{self.target} is busy: detached, what is still open there gets errors")
         self.core.stop()
         self._wake()
 
@@ -697,7 +703,7 @@ class Session:
             try:
                 mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
             except OSError as e:
-                log(f"unmount {self.target}: {reason(e)}")
+                log.error(f"unmount {self.target}: {reason(e)}")
         if self.kernel_mount is not None:
             self.kernel_mount.close()
         if hasattr(self, "core"):
@@ -712,12 +718,6 @@ class Session:
             self.watcher.dismiss()
 
 
-def log(text: str) -> None:
-    """One line to stderr."""
-    sys.stderr.write(f"passthru: {text}\n")
-    sys.stderr.flush()
-
-
 def run(
     options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None
 ) -> None:
@@ -727,5 +727,8 @@ def run(
     """
     session = Session(options)
     session.stopping = stopping
-    ready(session.start())
-    session.serve()
+    try:
+        ready(session.start())
+        session.serve()
+    finally:
+        log.stop()

@@ -66,7 +66,9 @@ def of_python(path: Path) -> Iterator[tuple[int, str]]:
 
 def of_cython(path: Path) -> Iterator[tuple[int, str]]:
     text = path.read_text()
-    for m in re.finditer(r"dprintf\(\s*2,((?:\s*\"(?:[^\"\\]|\\.)*\")+)", text):
+    if "log_line(" not in text:
+        return
+    for m in re.finditer(r"snprintf\(line, sizeof\(line\),((?:\s*\"(?:[^\"\\]|\\.)*\")+)", text):
         said = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', m.group(1)))
         yield text[: m.start()].count("\n") + 1, re.sub(r"%[-\d.]*l*[a-z]", ANY, said).replace("\\n", "")
 

@@ -157,7 +157,11 @@ def test_null_io_leaves_no_data_to_the_kernel():
 # What libfuse's passthrough_hp takes on its command line, and what it means here.
 @pytest.mark.parametrize("words, means", [
     (["--foreground"], {"foreground": True}),
-    (["--debug"], {"debug": True, "foreground": True}),
+    (["--debug"], {"debug": True, "foreground": True, "log_level": "debug"}),
+    (["--debug", "--log-level", "error"], {"debug": True, "foreground": True, "log_level": "error"}),
+    (["--debug-fuse"], {"debug_fuse": True, "foreground": True}),
+    (["--bg-debug-fuse"], {"debug_fuse": True}),
+    (["--bg-debug-fuse", "-f"], {"debug_fuse": True, "foreground": True}),
     (["--nopassthrough"], {"passthrough": False}),
     (["--nocache"], {"cache": "open", "attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0}),
     (["--nosplice"], {}),

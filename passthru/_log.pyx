@@ -1,0 +1,82 @@
+"""Messages of threads that must not wait.
+
+A message goes into a pipe, in one piece, and a Python thread (log.py) takes it out and to its target. If the pipe
+is full the message is lost, and counted. Before the pipe is there messages go to fd 2.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t
+
+from passthru._abi cimport atomic_add32, atomic_swap32
+from passthru._libc cimport EAGAIN, dprintf, snprintf, write
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long n, int ms)
+    enum:
+        POLLOUT
+
+cdef enum:
+    PATIENCE_MS = 100      # of a trace, which is worth little with gaps
+
+cdef int pipe_fd = -1
+cdef int wanted = LOG_INFO
+cdef uint32_t lost
+
+
+cdef void deliver(char kind, const char *text) noexcept nogil:
+    cdef char line[LOG_LINE + 2]
+    cdef pollfd p
+    cdef int n
+    if pipe_fd < 0:
+        dprintf(2, "%s%s\n", b"" if kind == c't' else b"passthru: ", text)
+        return
+    n = snprintf(line, sizeof(line), "%c%s\n", kind, text)
+    if n >= <int> sizeof(line):
+        n = sizeof(line) - 1
+        line[n - 1] = c'\n'
+    if write(pipe_fd, line, n) == n:
+        return
+    if kind == c't' and errno == EAGAIN:
+        p.fd = pipe_fd
+        p.events = POLLOUT
+        if poll(&p, 1, PATIENCE_MS) == 1 and write(pipe_fd, line, n) == n:
+            return
+    atomic_add32(&lost, 1)
+
+
+cdef void log_line(int level, const char *text) noexcept nogil:
+    """Log one line (without its end)."""
+    if level <= wanted:
+        deliver(<char> (c'0' + level), text)
+
+
+cdef void log_trace(const char *text) noexcept nogil:
+    """Log a line of --debug-fuse: whatever the level, and as it is."""
+    deliver(c't', text)
+
+
+def use(int fd):
+    """Messages go to this pipe from now on, which must be non-blocking; -1: to fd 2."""
+    global pipe_fd
+    pipe_fd = fd
+
+
+def set_level(int level):
+    """Messages of higher numbers than this are dropped."""
+    global wanted
+    wanted = level
+
+
+def take_lost():
+    """How many messages did not find room, since the last call."""
+    return atomic_swap32(&lost, 0)
+
+
+def emit(int level, bytes text):
+    """For tests: a message, as the serving threads log it."""
+    cdef const char *t = text
+    with nogil:
+        log_line(level, t)

@@ -1,0 +1,4 @@
+# --debug-fuse.
+from passthru._request cimport Server
+
+cdef void trace_switch(Server *s, bint on) noexcept nogil
