@@ -417,7 +417,7 @@ def runs(row: Row, target: Target, only: dict[str, list[str]]) -> bool:
     patterns = only.get(target.name)
     if patterns is None:
         return row.data or not target.null
-    return any(fnmatch.fnmatchcase(row.name, p) for p in patterns)
+    return any(not row.data if p == "names" else fnmatch.fnmatchcase(row.name, p) for p in patterns)
 
 
 def compare(
@@ -638,7 +638,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--rows", action="append", default=[], metavar="GLOB",
                    help="rows to run, or 'core' or 'aims'; may be repeated; default: all")
     p.add_argument("--only", action="append", default=[], metavar="NAME=GLOB",
-                   help="measure this target in these rows only; may be repeated")
+                   help="measure this target in these rows only ('names': all but those of file data); may be repeated")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=float, default=2.0, help="length of a cell")
     p.add_argument("--size", type=size, default=256 << 20, help="bytes of each data file (suffixes k, m, g)")
