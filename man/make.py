@@ -344,7 +344,10 @@ HELPER_MORE = r""".SH REMOUNTING
 .B mount \-o remount
 changes
 .BR ro ", " rw ", " nosuid ", " nodev ", " noexec ", " nosymfollow
-and their opposites.
+and their opposites, and what
+.B passthru set
+can change, such as
+.BR attr_timeout .
 All other options must be those that the mount has, which they are if the line
 in
 .BR fstab (5)

@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from . import _sys, mounting, stats
+from . import _sys, control, mounting, stats
 from . import options as opts
 from .errors import MountError, UsageError, reason
+from .session import capable
 
+CAP_SYS_ADMIN = 21
 # Fields of Options that are flags of the mount: {name: its MS_ bit of mount(2)}.
 FLAGS = {
     "read_only": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "nosymfollow": 256, "noatime": 1024, "nodiratime": 2048,
@@ -21,13 +23,13 @@ FIXED_FLAGS = ("noatime", "nodiratime", "strictatime")
 SHOWN = frozenset("user_id group_id blksize rootmode fd".split())
 
 
-def settings(here: mounting.MountInfo) -> dict[str, Any]:
-    """The options in effect of a mount; {} if this user cannot know them."""
+def page_of(here: mounting.MountInfo) -> stats.Snapshot | None:
+    """The status page of a live mount, or None."""
     for snapshot in stats.pages(everybody=True)[0]:
         # A mount id alone may be that of a mount which has just gone.
         if (int(snapshot.header["mount_id"]), snapshot.mountpoint) == (here.mount_id, here.target) and snapshot.alive():
-            return snapshot.settings
-    return {}
+            return snapshot
+    return None
 
 
 def wanted(words: Sequence[str], *, sloppy: bool) -> dict[str, Any]:
@@ -40,16 +42,23 @@ def wanted(words: Sequence[str], *, sloppy: bool) -> dict[str, Any]:
     return values
 
 
-def refused(values: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Of the values wanted, the words of those that differ and cannot change while the mount serves."""
+def differing(values: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Of the fields wanted, those that are no flags and whose values are not the ones in effect."""
     found = []
     for name, value in values.items():
-        if (name in FLAGS and name not in FIXED_FLAGS) or name not in now:
+        if name in FLAGS and name not in FIXED_FLAGS:
             continue
-        same = now[name] == value or (name == "allow_other" and now[name] is None and value == (os.geteuid() == 0))
+        same = now.get(name) == value
+        if name == "allow_other" and now.get(name) is None:
+            same = value == (os.geteuid() == 0)
         if not same:
-            found.append(opts.word_of(name))
+            found.append(name)
     return found
+
+
+def _word(name: str, value: Any) -> str:
+    """A change of a live mount's option, exactly."""
+    return f"{name}={value!r}" if isinstance(value, float) else f"{name}={opts.value_text(value)}"
 
 
 def flags(values: dict[str, Any]) -> int:
@@ -62,16 +71,26 @@ def run(target: str, words: Sequence[str], *, sloppy: bool = False, fake: bool =
     values = wanted(words, sloppy=sloppy)
     if fake:
         return
+    if not capable(CAP_SYS_ADMIN):
+        raise UsageError(f"remount {target}: only root can do that")
     real = os.path.realpath(target)
     here = mounting.mounted_at(real)
     if here is None:
         raise MountError(f"remount {target}: not mounted")
-    bad = refused(values, settings(here))
-    if bad:
-        raise MountError(f"remount {target}: {', '.join(bad)} cannot be changed; unmount, and mount again")
+    page = page_of(here)
+    if page is None:
+        raise MountError(f"remount {target}: no live passthru mount")
+    now, live = page.settings, opts.live_options()
+    other = differing(values, now)
+    fixed = [opts.word_of(name) for name in other if name not in live.values()]
+    if fixed:
+        raise MountError(f"remount {target}: {', '.join(fixed)} cannot be changed; unmount, and mount again")
+    names = [name for name, field in live.items() if field in other]
+    if names:
+        control.change(page, [_word(name, values[live[name]]) for name in names])
     try:
         _sys.remount(os.fsencode(real), flags(values))
-    except PermissionError:
-        raise UsageError(f"remount {target}: only root can do that") from None
     except OSError as e:
+        if names:
+            control.change(page, [_word(name, now[live[name]]) for name in names])
         raise MountError(f"remount {target}: {reason(e)}") from None

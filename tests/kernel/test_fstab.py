@@ -241,6 +241,26 @@ class TestRemount:
         assert self.writes(space, place)  # nothing half-done
         space.ok("mount", "-o", "remount,ro,queue_depth=5,transport=auto", place / "mnt")
 
+    def test_timeouts(self, space, place):
+        """What `passthru set` can change, a remount can; with flags, or not at all."""
+        space.ok("mount", "-t", "passthru", place / "src", place / "mnt", "-o", "attr_timeout=7")
+
+        def now() -> tuple[float, float]:
+            settings = stats.of(place / "mnt").settings
+            return settings["attr_timeout"], settings["entry_timeout"]
+        first = now()
+        assert first[0] == 7
+        space.ok("mount", "-o", "remount,attr_timeout=3,entry_timeout=0,noexec", place / "mnt")
+        assert now() == (3, 0)
+        shown = space.mounted(place / "mnt")
+        assert shown is not None and "noexec" in shown[1]
+        for words, code in (("entry_timeout=9,queue_depth=77", 32), ("attr_timeout=x", 1)):
+            failed(space.run("mount", "-o", f"remount,{words}", place / "mnt"), code)
+            assert now() == (3, 0)
+        with open(space.path(place) / "mnt" / "f", "a"):
+            failed(space.run("mount", "-o", "remount,ro,attr_timeout=8", place / "mnt"), 32)
+        assert now() == (3, 0)
+
     def test_by_a_user(self, space, place):
         space.ok("mount", "-t", "passthru", place / "src", place / "mnt")
         done = space.run(HELPER, place / "src", place / "mnt", "-o", "remount,ro", user=NOBODY)
@@ -364,4 +384,4 @@ def test_automount(place, automount_point):
 def test_installed_pages_are_of_the_mounts(space, place):
     """stats find a mount that mount(8) made."""
     space.ok("mount", "-t", "passthru", place / "src", place / "mnt", "-o", "queue_depth=3")
-    assert int(stats.of(place / "mnt").header["depth"]) in (0, 3)  # 0: no ring here
+    assert stats.of(place / "mnt").settings["queue_depth"] == 3

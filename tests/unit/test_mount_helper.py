@@ -98,13 +98,27 @@ class TestRemount:
         assert remount.flags({}) == 0
         assert remount.flags({"read_only": True, "nosuid": True, "noexec": False}) == 1 | 2
 
-    def test_what_differs_is_refused(self):
-        now = {"queue_depth": 16, "transport": "auto", "noatime": False, "read_only": False}
-        assert remount.refused({"queue_depth": 16, "transport": "auto", "read_only": True}, now) == []
-        assert remount.refused({"queue_depth": 9, "noatime": True}, now) == ["queue_depth", "noatime"]
-        assert remount.refused({"queue_depth": 9}, {}) == []  # not known
+    def test_what_differs(self):
+        now = {"queue_depth": 16, "transport": "auto", "noatime": False, "read_only": False, "allow_other": None,
+               "attr_timeout": 1.0}
+        assert remount.differing({"queue_depth": 16, "transport": "auto", "read_only": True}, now) == []
+        assert remount.differing({"queue_depth": 9, "noatime": True}, now) == ["queue_depth", "noatime"]
+        assert remount.differing({"attr_timeout": 2.0}, now) == ["attr_timeout"]
+        assert remount.differing({"allow_other": os.geteuid() == 0}, now) == []
 
-    def test_not_mounted(self, tmp_path):
+    def test_only_root(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(remount, "capable", lambda cap: False)
+        with pytest.raises(UsageError, match="only root"):
+            remount.run("/", ["ro"])
+
+    def test_not_ours(self, monkeypatch):
+        """Nothing else is remounted by mistake."""
+        monkeypatch.setattr(remount, "capable", lambda cap: True)
+        with pytest.raises(MountError, match="no live passthru mount"):
+            remount.run("/proc", ["rw"])
+
+    def test_not_mounted(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(remount, "capable", lambda cap: True)
         with pytest.raises(MountError, match="not mounted"):
             remount.run(str(tmp_path), ["ro"])
         remount.run(str(tmp_path), ["ro"], fake=True)
