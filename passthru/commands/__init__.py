@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "show what serves a mount, and how it is doing"),
     "set": ("set", "change options of a live mount"),
     "stats": ("stats", "show the counters of a mount: text, JSON, Prometheus, a plot"),
+    "top": ("top", "show what mounts do just now: rates, latencies, load"),
     "check": ("check", "show what this machine can do, and whether a mount would work"),
     "install-helper": ("install_helper", "install mount(8)'s helpers and a systemd unit template"),
 }

@@ -21,13 +21,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.partition(' ')[2]}: {message}")
 
 
-def emit(lines: Iterable[str]) -> None:
-    """Lines to stdout; whoever reads them may stop doing so."""
+def emit(lines: Iterable[str]) -> bool:
+    """Lines to stdout. False: whoever read them does so no more."""
     try:
         for line in lines:
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
+        return True
     except BrokenPipeError:
         null = os.open("/dev/null", os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+        return False
