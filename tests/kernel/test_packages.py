@@ -1,6 +1,7 @@
 """sdist and wheel: what is in them, and that what is installed from them runs and goes without a trace."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -129,3 +130,40 @@ def test_installed(packages, place):
     run(*pip, "uninstall", "-y", "passthru")
     left = {n for n in files() - before if not (venv / n).is_dir()}
     assert not left and not list(site.glob("passthru*"))
+
+
+DEBIAN = Path("/usr/bin/python3")
+
+
+def debian_lacks() -> str:
+    """Why tools/deb cannot be run here, or ''."""
+    for program in ("dpkg-deb", "strip", "cc"):
+        if not shutil.which(program):
+            return f"no {program}"
+    code = ("import ensurepip, os, sys, sysconfig, venv; assert sys.version_info >= (3, 11); "
+            "assert os.path.exists(sysconfig.get_path('include') + '/Python.h')")
+    if not DEBIAN.exists() or subprocess.run([DEBIAN, "-c", code], capture_output=True, check=False).returncode:
+        return "no python3 of the system's own, 3.11 or newer, with venv and header files"
+    return ""
+
+
+@pytest.mark.skipif(bool(debian_lacks()), reason=debian_lacks())
+def test_debian_package(tmp_path):
+    deb = Path(run(ROOT / "tools" / "deb", tmp_path).strip())
+    field = {name: run("dpkg-deb", "-f", deb, name).strip() for name in ("Package", "Version", "Depends")}
+    assert (field["Package"], field["Version"]) == ("passthru", passthru.__version__)
+    assert {"python3-numpy", "python3-psutil"} <= set(field["Depends"].split(", "))
+    run("dpkg-deb", "-R", deb, tmp_path / "tree")
+    tree = tmp_path / "tree"
+    files = {str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_file()}
+    site = "usr/lib/python3/dist-packages/passthru/"
+    assert {n.partition(".")[0] for n in files if n.endswith(".so")} == {
+        site.removesuffix("passthru/") + n[:-4] for n in sources() if n.endswith(".pyx")}
+    assert {n for n in sources() if re.fullmatch(r"passthru/.*\.(py|pyi|typed)", n)} == {
+        n.removeprefix(site.removesuffix("passthru/")) for n in files if n.startswith(site) and not n.endswith(".so")}
+    assert {"DEBIAN/postinst", "DEBIAN/prerm", "usr/bin/passthru", "usr/sbin/mount.passthru",
+            "usr/lib/systemd/system/passthru@.service", "usr/share/man/man8/passthru.8.gz"} <= files
+    for name in ("usr/bin/passthru", "usr/sbin/mount.passthru"):
+        assert (tree / name).stat().st_mode & 0o777 == 0o755
+    said = run(DEBIAN, "-B", "-c", "import passthru; print(passthru.__version__)", PYTHONPATH=str((tree / site).parent))
+    assert said.strip() == passthru.__version__
