@@ -210,10 +210,38 @@ debug output; "cqe" came by the ring, "dev" by
 Data that the kernel passes through makes no requests.
 """
 
+WATCHING = r""".PP
+.BR list ", " status ", " stats " and " top
+read what the daemon's threads count, and ask the mount nothing, so they work
+on one that hangs.
+With kernel passthrough, READ and WRITE of most files do not reach the daemon
+and are not counted.
+Latencies are those in the daemon, from when it sees a request to its answer.
+A daemon that was killed leaves a mount that
+.B list
+shows as dead.
+.B top
+draws a screen with the Python library rich, which
+.B "pip install passthru[top]"
+brings; without it, and where standard output is no terminal, it prints plain
+text.
+.PP
+What
+.B set
+has changed holds for what the kernel asks from then on: files that are open,
+and attributes that it keeps, stay as they are.
+"""
+
 TAIL = r""".SH FILES
 .TP
 .I /run/passthru/PID
-The counters of root's daemons, readable by root; others' are in
+The status pages of root's daemons, which
+.BR "passthru status" " and " "passthru top"
+read, and beside each the socket
+.I PID.sock
+of
+.BR "passthru set" .
+Only root and the owner can use them; others' are in
 .I $XDG_RUNTIME_DIR/passthru
 or
 .IR /tmp/passthru\-UID .
@@ -624,7 +652,8 @@ def subcommands() -> str:
 def passthru() -> str:
     """passthru(8)."""
     head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
-    return head + switches() + mount_options() + aliases() + subcommands() + TRANSPORTS + LOGGING + exit_codes() + TAIL
+    said = switches() + mount_options() + aliases() + subcommands() + WATCHING
+    return head + said + TRANSPORTS + LOGGING + exit_codes() + TAIL
 
 
 def helper_options() -> str:
