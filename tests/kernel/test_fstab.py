@@ -3,12 +3,11 @@ import ctypes
 import os
 import select
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import pytest
 from _daemon import command, environment, until
 from _namespace import Namespace
@@ -373,8 +372,8 @@ def test_automount(place, automount_point):
     try:
         assert process.wait(20) == 0
     except subprocess.TimeoutExpired:
-        for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(line), signal.SIGKILL)
+        for child in psutil.Process(process.pid).children():
+            child.kill()
         process.kill()
         process.wait()
     assert not select.select([automount_point], [], [], 0)[0], "it has waited for itself"

@@ -126,8 +126,11 @@ with passthru.mount(src, mnt, transport=transport):
 def test_python_api(users_mount, place, transport):
     python = python_for_all()
     assert python is not None  # the fixture has seen to that
+    (place / "run").mkdir(0o700)
+    os.chown(place / "run", NOBODY, NOBODY)
     said = subprocess.run(
-        [python[0], "-c", PROGRAM, place / "src", place / "mnt", transport], env=python[1], cwd="/", text=True,
+        [python[0], "-c", PROGRAM, place / "src", place / "mnt", transport],
+        env=python[1] | {"XDG_RUNTIME_DIR": str(place / "run")}, cwd="/", text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True, **USER).stdout
     assert said == f"Device or resource busy\n{transport} {NOBODY}\n['f']\n"
     assert not mounted(place / "mnt")
