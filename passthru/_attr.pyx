@@ -7,6 +7,7 @@ from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, kill_suidgid, later
 from passthru._entry cimport attr_fill, parent_of, stx_mask
 from passthru._identity cimport identity_restore, identity_take
+from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -68,6 +69,9 @@ cdef int op_statx(Request *r) noexcept nogil:
     s.nlink = stx.stx_nlink
     s.uid = stx.stx_uid
     s.gid = stx.stx_gid
+    if server_of(r).config.mapped:
+        s.uid = id_to_mount(&server_of(r).uids, s.uid)
+        s.gid = id_to_mount(&server_of(r).gids, s.gid)
     s.mode = stx.stx_mode
     s.ino = stx.stx_ino ^ ino_salt(&server_of(r).inodes, &stx)
     s.size = stx.stx_size
@@ -136,10 +140,17 @@ cdef int apply(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
 
 cdef int op_setattr(Request *r) noexcept nogil:
     cdef fuse_setattr_in *arg = <fuse_setattr_in *> r.op_in
+    cdef fuse_setattr_in mapped
     cdef Handle *h = NULL
     cdef Inode *i
     cdef statx stx
     cdef int fd, res
+    if server_of(r).config.mapped:
+        mapped = arg[0]  # it is served again, if it goes to the pool
+        arg = &mapped
+        res = setattr_to_source(server_of(r), arg)
+        if res < 0:
+            return res
     if arg.valid & FATTR_FH:
         h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
     fd = parent_of(r, &i)

@@ -10,6 +10,7 @@ from libc.string cimport memchr, memset, strcmp
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, later
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
+from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -69,6 +70,9 @@ cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil:
     a.nlink = stx.stx_nlink
     a.uid = stx.stx_uid
     a.gid = stx.stx_gid
+    if server_of(r).config.mapped:
+        a.uid = id_to_mount(&server_of(r).uids, a.uid)
+        a.gid = id_to_mount(&server_of(r).gids, a.gid)
     # The kernel's 32-bit form of a device number, not glibc's.
     a.rdev = (stx.stx_rdev_minor & 0xff) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~0xffu) << 12)
     a.blksize = stx.stx_blksize

@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 from passthru._abi cimport (
     FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups,
 )
+from passthru._idmap cimport id_to_source
 from passthru._label cimport label_drop, label_take
 from passthru._libc cimport EACCES, EINVAL, EOVERFLOW, umask
 from passthru._request cimport Context, Request
@@ -51,6 +52,9 @@ cdef inline int identity_take(Request *r) noexcept nogil:
     n = supplementary_group(r, &group)
     if n < 0:
         return n
+    if n and r.ctx.server.config.mapped:
+        group = id_to_source(&r.ctx.server.gids, group)
+        n = group != INVALID_ID
     if n or r.ctx.groups:
         failed = sys_setgroups(n, &group)
         if failed < 0:

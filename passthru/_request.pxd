@@ -24,6 +24,8 @@ cdef enum:
     KEEP_UNCHANGED = 1         # what the source shows no change of
     KEEP_ALL = 2
     LOCK_SHARDS = 64
+    MAX_PAIRS = 64             # of an IdMap
+    NO_ID = 0xffffffff         # as in the kernel
     # Config.root: what the mount's root is
     ROOT_TREE = 0              # a directory
     ROOT_FILE = 1              # a regular file
@@ -57,12 +59,24 @@ cdef struct Config:
     int parallel_writes        # files opened with O_DIRECT for writing are not passed through
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
+    int mapped                 # ids differ in mount and source
     int selinux                # label what is made
     int xattr                  # serve extended attributes
     int debug
     int writeback
     unsigned root
     uint64_t fixed_size        # bytes of a ROOT_FIXED
+
+cdef struct IdPair:            # `count` ids from there on, see _idmap
+    uint32_t mount
+    uint32_t source
+    uint32_t count
+
+cdef struct IdMap:
+    unsigned count
+    uint32_t others_act_as     # users of the mount, or NO_ID
+    uint32_t others_show_as    # owners in the source, or NO_ID
+    IdPair pairs[MAX_PAIRS]
 
 cdef struct Server:            # one mount
     Config config
@@ -77,6 +91,9 @@ cdef struct Server:            # one mount
     void *lock_waits           # waits for record locks, under lock_waits_lock
     uint32_t lock_waits_lock
     Handler dispatch
+    Handler mapped             # what map_caller() goes on to
+    IdMap uids
+    IdMap gids
     Handler admitted           # what gate() goes on to
     uint32_t owner             # uid
     Handler traced             # what trace() goes on to

@@ -15,6 +15,7 @@ from passthru._backing cimport backing_forget
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._dialect cimport worker_register, worker_spoil
 from passthru._gate cimport gate
+from passthru._idmap cimport map_caller
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
@@ -50,6 +51,18 @@ def ranges(numbers):
             first = n
         runs[first] = n
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs.items()).encode()
+
+
+cdef fill_map(IdMap *m, pairs, others_act_as, others_show_as):
+    if len(pairs) > MAX_PAIRS:
+        raise ValueError("too many pairs")
+    for n, (mount, source, count) in enumerate(pairs):
+        m.pairs[<unsigned> n].mount = mount
+        m.pairs[<unsigned> n].source = source
+        m.pairs[<unsigned> n].count = count
+    m.count = len(pairs)
+    m.others_act_as = others_act_as
+    m.others_show_as = others_show_as
 
 
 cdef class ServerCore:
@@ -162,6 +175,19 @@ cdef class ServerCore:
         c.direct_io = direct_io
         c.keep_cache = keep_cache
         c.passthrough = passthrough
+
+    def map_ids(self, uids, gids):
+        """Ids differ in mount and source: each a triple of pairs (mount, source, count), what others of the mount's
+        users act as, and what others of the source's owners show as, or 0xffffffff. Before anything is served."""
+        fill_map(&self.s.uids, uids[0], uids[1], uids[2])
+        fill_map(&self.s.gids, gids[0], gids[1], gids[2])
+        self.s.config.mapped = 1
+        self.s.mapped = self.s.dispatch
+        self.s.dispatch = map_caller
+        if self.s.admitted != NULL:  # who is let in is a question of the mount's ids
+            self.s.dispatch = self.s.mapped
+            self.s.mapped = self.s.admitted
+            self.s.admitted = map_caller
 
     def trace(self, bint on):
         """Log each request and its reply (--debug-fuse), or no longer. At any time, by one thread at a time."""

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memmove, strcmp, strlen, strncmp
 
 from passthru._abi cimport *
 from passthru._entry cimport name_arg, parent_of
+from passthru._idmap cimport acl_returns, acl_to_mount, acl_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -62,6 +63,8 @@ cdef int op_getxattr(Request *r) noexcept nogil:
     fd_path(path, fd)
     n = getxattr(path, name, r.ctx.scratch, room(r, asked))
     n = -errno if n < 0 else n
+    if n > 0 and asked and server_of(r).config.mapped and is_acl(name):
+        n = acl_to_mount(server_of(r), r.ctx.scratch, n)
     inode_unpin(i)
     return sized_reply(r, n, asked)
 
@@ -107,6 +110,18 @@ cdef int op_listxattr(Request *r) noexcept nogil:
     return sized_reply(r, n, asked)
 
 
+cdef inline bint is_acl(const char *name) noexcept nogil:
+    return strncmp(name, "system.posix_acl_", 17) == 0
+
+
+cdef int map_acl(Request *r, const char *path, const char *name, char *value, uint32_t size) noexcept nogil:
+    """Translate an ACL that is to be set; -EOVERFLOW if it would lose entries that the mount does not show."""
+    cdef long n = getxattr(path, name, r.ctx.scratch, SCRATCH_SIZE)
+    if n > 0 and not acl_returns(server_of(r), r.ctx.scratch, n):
+        return -EOVERFLOW
+    return acl_to_source(server_of(r), value, size)
+
+
 cdef bint unchecked(const char *name) noexcept nogil:
     """A system.* attribute other than the POSIX ACLs: the kernel leaves checks to the filesystem,
     which here would see us instead of the caller."""
@@ -133,6 +148,11 @@ cdef int op_setxattr(Request *r) noexcept nogil:
     if fd < 0:
         return fd
     fd_path(path, fd)
+    if server_of(r).config.mapped and is_acl(name):
+        n = map_acl(r, path, name, r.arg + at, arg.size)
+        if n < 0:
+            inode_unpin(i)
+            return <int> n
     n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
     if n == 0 and server_of(r).config.init_flags & SETXATTR_EXT and \
             arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:

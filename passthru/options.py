@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import os
+import pwd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
-from . import log
+from . import idmap, log
 from ._version import VERSION
 from .errors import UsageError
 
@@ -76,6 +78,20 @@ def _max_write(text: str) -> int:
     return value
 
 
+def _user(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _group(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
+
+
+def _id_map(text: str, lookup: Callable[[str], int]) -> str:
+    if not text:
+        raise UsageError("no ids")
+    return idmap.text_of(idmap.parse(text, lookup))
+
+
 def option(
     default: Any,
     help: str,
@@ -87,14 +103,16 @@ def option(
     no_flags: tuple[str, ...] = (),
     hidden: bool = False,
     live: bool = False,
+    repeat: bool = False,
 ) -> Any:
     """Declare an option. flags: its long and short forms; o: its name in -o; no, no_flags: those of its opposite.
 
     Without `parse` it is a switch. hidden: for developers, in neither --help nor the manual page.
+    repeat: if it is given more than once, the values are joined by '+'.
     live: `passthru set` may change it while the mount serves (Session.change() has to see to it).
     """
     meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
-            "no_flags": no_flags, "hidden": hidden, "live": live}
+            "no_flags": no_flags, "hidden": hidden, "live": live, "repeat": repeat}
     return field(default=default, metadata=meta)
 
 
@@ -229,6 +247,13 @@ class Options:
         False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
         "-x", "--one-file-system", o="one_file_system")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
+    map_uid: str = option(
+        "", "users that differ in mount and source; 'all': all others; may be given more than once",
+        "--map-uid", parse=lambda t: _id_map(t, _user),
+        metavar="MOUNT:SOURCE[:COUNT]", o="map_uid", repeat=True)
+    map_gid: str = option(
+        "", "the same for groups", "--map-gid", parse=lambda t: _id_map(t, _group),
+        metavar="MOUNT:SOURCE[:COUNT]", o="map_gid", repeat=True)
     selinux: bool = option(
         False, "have the source label what is made as SELinux wants it for the caller (root only)", "--selinux",
         o="selinux", no="noselinux")
@@ -268,10 +293,25 @@ class Options:
         if os.geteuid() == 0 and not self.default_permissions and self.allow_other is not False and not self.allow_root:
             raise UsageError(
                 "-o nodefault_permissions with allow_other would let everybody do as root does; add -o noallow_other")
+        for name, value, lookup in (("--map-uid", self.map_uid, _user), ("--map-gid", self.map_gid, _group)):
+            try:
+                idmap.parse(value, lookup)
+            except UsageError as e:
+                raise UsageError(f"{name}: {e}") from None
         if self.allow_root and self.allow_other:
             raise UsageError("-o allow_root and allow_other exclude each other")
         if self.writeback and (self.direct_io or self.cache == "never"):
             raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
+
+    @property
+    def uid_map(self) -> idmap.IdMap:
+        """Which users of the mount are which of the source."""
+        return idmap.parse(self.map_uid, _user)
+
+    @property
+    def gid_map(self) -> idmap.IdMap:
+        """Which groups of the mount are which of the source."""
+        return idmap.parse(self.map_gid, _group)
 
     @property
     def checks_callers(self) -> bool:
@@ -361,7 +401,10 @@ class _Value(argparse.Action):
     """Parses the value of an option, under the name that was typed."""
 
     def __call__(self, _parser: Any, into: argparse.Namespace, text: Any, typed: str | None = None) -> None:
-        setattr(into, self.dest, _parsed(named(self.dest), typed or self.dest, text))
+        f = named(self.dest)
+        value = _parsed(f, typed or self.dest, text)
+        before = getattr(into, self.dest, "") if f.metadata["repeat"] else ""
+        setattr(into, self.dest, f"{before}+{value}" if before else value)
 
 
 class _Sets(argparse.Action):
@@ -510,7 +553,7 @@ def arguments(values: dict[str, Any]) -> list[str]:
     """
     out = []
     for f in _declared():
-        if f.name not in values or values[f.name] is None is f.default:
+        if f.name not in values or values[f.name] is None is f.default or (f.metadata["repeat"] and not values[f.name]):
             continue
         m, value = f.metadata, values[f.name]
         if m["parse"]:
@@ -544,8 +587,12 @@ def parse(argv: Sequence[str]) -> Options:
     values: dict[str, Any] = {}
     for text in given.pop("mount_options", []):
         for word in split_mount_options(text):
-            values.update(mount_option(word))
-    values.update(given)
+            for name, value in mount_option(word).items():
+                before = values.get(name) if named(name).metadata["repeat"] else ""
+                values[name] = f"{before}+{value}" if before else value
+    for name, value in given.items():
+        repeated = name in values and named(name).metadata["repeat"]
+        values[name] = f"{values[name]}+{value}" if repeated else value
     background = values.pop("background", False)
     if values.get("debug") or (values.get("debug_fuse") and not background):
         values["foreground"] = True

@@ -222,6 +222,8 @@ class Session:
             how += ", kernel passthrough"
         if not self.source.directory:
             how += f", {self.source.kind}" + (f" kept at {self.source.size} bytes" if self.fixed else "")
+        if o.map_uid or o.map_gid:
+            how += ", mapped ids"
         if o.null_io:
             how += ", NO DATA IS READ OR WRITTEN"
         if not self.identity:
@@ -328,6 +330,8 @@ class Session:
             parallel_writes=o.parallel_direct_writes,
             null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
         _trace.name_opcodes(stats.OPCODES)
+        if o.map_uid or o.map_gid:
+            self.core.map_ids(o.uid_map, o.gid_map)
         self.core.trace(o.debug_fuse)
         log.start()
         self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)

@@ -20,11 +20,15 @@ with tempfile.TemporaryDirectory() as source:
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
         attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity={identity}, locks=True, xattr=True,
         writeback=False, **{options!r})
+    if {maps!r}:
+        core.map_ids(*{maps!r})
     core.negotiated({flags}, 46, -1, False)
     q = _testing.Requests(core, 8192)
     for slot, payload in {requests!r}:
-        parsed = q.parse(slot, payload)
-        print([parsed[0] or q.serve()[0], sorted(os.listdir(source))])
+        refused = q.parse(slot, payload)[0]
+        result, reply = (refused, b"") if refused else q.serve()
+        print([result, sorted(os.listdir(source)), *([reply] if {reply} else []),
+               *([os.stat(source).st_uid] if {owner} else [])])
     q.close()
     core.close()
 """
@@ -43,8 +47,13 @@ def request(opcode: int, first: bytes, payload: bytes = b"", uid: int = 0, ext: 
     return slot + struct.pack("=QQIIQ", 0, 9, len(payload), 0, 0), payload
 
 
-def serve(*requests: tuple[bytes, bytes], identity: bool = False, flags: int = 0, **options: object) -> list:
-    code = SERVE.format(requests=requests, identity=identity, flags=flags, options=options)
+def serve(
+    *requests: tuple[bytes, bytes], identity: bool = False, flags: int = 0, maps: object = None, reply: bool = False,
+    owner: bool = False, **options: object
+) -> list:
+    """What is answered to each: result, names then there, and if asked for the reply and the directory's owner."""
+    code = SERVE.format(
+        requests=requests, identity=identity, flags=flags, options=options, maps=maps, reply=reply, owner=owner)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV)
     assert done.returncode == 0, done.stderr
     return [eval(line) for line in done.stdout.splitlines()]  # of our own making
