@@ -10,6 +10,8 @@ import pytest
 from _daemon import START, environment, mounted, until
 from _users import NOBODY, as_user
 
+from passthru import control, monitor
+
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 
@@ -251,3 +253,13 @@ def test_root_of_a_user_namespace(place, transport, zero_copy, code):
     else:
         assert START.search(said) and "zero-copy" not in said
         assert (place / "src" / "f").stat().st_size > 100_000
+
+
+def test_root_sees_and_changes_it(users_mount, place):
+    """Root lists the mounts of all users, and may change their options."""
+    process = users_mount("dev")
+    found = next(m for m in monitor.find_all() if m.mountpoint == str(place / "mnt"))
+    assert (found.state, found.owner) == (monitor.MOUNTED, NOBODY)
+    assert found.page is not None and found.page.pid == process.pid
+    assert control.change(found.page, ["spin_us=3"])["spin_us"] == 3
+    assert monitor.find(str(place / "mnt")).live().settings["spin_us"] == 3
