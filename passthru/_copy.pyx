@@ -106,8 +106,10 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
         sqe.addr = r.done
         sqe.len = r.len - r.done
         r.ctx.stats.io_zero_copy += 1
-        if r.ctx.link != NULL:
-            ring_linked(r, sqe, writing)
+        # Not behind what a worker of io_uring does (buffered writes, memory, remote files): that worker
+        # may run the commit as well, and long runs with such links lost a page now and then.
+        if r.ctx.link != NULL and not writing and not r.handle.flags & (H_SYNC_READ | H_REMOTE):
+            ring_linked(r, sqe)
         return PENDING
     if fixed:
         sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
@@ -121,32 +123,19 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     return PENDING
 
 
-cdef void ring_linked(Request *r, io_uring_sqe *sqe, bint writing) noexcept nogil:
-    """Have the request committed as a full success right behind its last I/O, if that is one."""
-    cdef fuse_write_out *out = <fuse_write_out *> r.out
+cdef void ring_linked(Request *r, io_uring_sqe *sqe) noexcept nogil:
+    """Have a READ committed as a full success right behind its last I/O, if that is one."""
     sqe.flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS
     r.ctx.inflight -= 1
-    if writing:
-        r.finish = linked_write_done
-        r.ctx.stats.write_bytes += r.len
-        out.size = r.len
-        out.padding = 0
-        r.ctx.link(r, sizeof(fuse_write_out))
-    else:
-        r.finish = linked_read_done
-        r.ctx.stats.read_bytes += r.len
-        r.ctx.link(r, r.len)
+    r.finish = linked_read_done
+    r.ctx.stats.read_bytes += r.len
+    r.ctx.link(r, r.len)
 
 
 cdef int linked_read_done(Request *r, int res) noexcept nogil:
     """Short or failed, so not committed."""
     r.ctx.stats.read_bytes -= r.len
     return read_done(r, res)
-
-
-cdef int linked_write_done(Request *r, int res) noexcept nogil:
-    r.ctx.stats.write_bytes -= r.len
-    return write_done(r, res)
 
 
 cdef int read_error(Request *r, int error) noexcept nogil:

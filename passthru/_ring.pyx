@@ -1,7 +1,7 @@
 """Queues, ring entries and the loop that serves them.
 
 An entry goes: with the kernel -> ours (CQE, res 0) -> [backing I/O or pool] -> committed.
-With zero-copy the commit is linked to the backing I/O: one submission, and no CQE but the next
+With zero-copy a READ's commit is linked to the backing I/O: one submission, and no CQE but the next
 request's. Only if the I/O fails or is short its CQE comes, and the commit has been dropped.
 Exactly one COMMIT_AND_FETCH follows each CQE with res 0; header slot and payload are
 touched in between only. All ready CQEs are handled before one io_uring_enter(2).
