@@ -3,6 +3,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -55,6 +56,12 @@ def test_nobody_reads_on(fs: Daemon):
     top.stderr.close()
 
 
+def on_terminal() -> None:
+    """Of a child: stdin is its terminal, and an interrupt reaches it as from a shell (nohup(1) and & ignore it)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command on a terminal of its own."""
 
@@ -65,7 +72,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command(*arguments), env={**(env or environment()), "TERM": "xterm"}, stdin=theirs, stdout=theirs,
             stderr=theirs, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            preexec_fn=on_terminal)
         self.theirs = theirs
         self.said = b""
 
