@@ -107,7 +107,7 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
         sqe.len = r.len - r.done
         r.ctx.stats.io_zero_copy += 1
         # Not behind what a worker of io_uring does (buffered writes, memory, remote files): that worker
-        # may run the commit as well, and long runs with such links lost a page now and then.
+        # may run the commit as well, which is the kernel's least trodden path.
         if r.ctx.link != NULL and not writing and not r.handle.flags & (H_SYNC_READ | H_REMOTE):
             ring_linked(r, sqe)
         return PENDING
