@@ -1,8 +1,9 @@
 # Kernel passthrough: backing files that the kernel reads and writes itself.
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from passthru._inode cimport Handle, Inode
-from passthru._request cimport Server
+from passthru._inode cimport Handle, Inode, handle_at
+from passthru._libc cimport EBADF
+from passthru._request cimport Request, Server, server_of
 
 cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_t flags, bint wanted) noexcept nogil
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil
@@ -14,3 +15,11 @@ cdef inline int handle_fd(Server *s, Handle *h) noexcept nogil:
     if h.fd >= 0:
         return h.fd
     return handle_open_fd(s, h)
+
+
+cdef inline int fh_fd(Request *r, uint64_t fh, unsigned kind, Handle **h) noexcept nogil:
+    """The source fd of the open handle `fh` of that kind, which h becomes; or -errno."""
+    h[0] = handle_at(&server_of(r).handles, fh, kind)
+    if h[0] == NULL:
+        return -EBADF
+    return handle_fd(server_of(r), h[0])

@@ -15,7 +15,6 @@ cdef void payloads_unmap(Payloads *p) noexcept nogil
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
 cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil
-cdef bint has_suid(int fd) noexcept nogil
 cdef void kill_suidgid(int fd) noexcept nogil
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil
 cdef enum:

@@ -8,7 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._backing cimport handle_fd
+from passthru._backing cimport fh_fd, handle_fd
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -230,10 +230,7 @@ cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept n
 cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf,
                              uint32_t flags) noexcept nogil:
     """Aim a READ or WRITE at its handle's fd. flags: the open file's at this moment (F_SETFL may change them)."""
-    r.handle = handle_at(&server_of(r).handles, fh, H_FILE)
-    if r.handle == NULL:
-        return -EBADF
-    r.fd = handle_fd(server_of(r), r.handle)
+    r.fd = fh_fd(r, fh, H_FILE, &r.handle)
     if r.fd < 0:
         return r.fd
     r.off = off
@@ -301,11 +298,6 @@ cdef int op_read(Request *r) noexcept nogil:
     if r.ctx.ring != NULL:
         return ring_rw(r, False)
     return later(r, blocking_read)
-
-
-cdef bint has_suid(int fd) noexcept nogil:
-    cdef statx stx
-    return c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & (S_ISUID | S_ISGID)
 
 
 cdef void kill_suidgid(int fd) noexcept nogil:
@@ -410,10 +402,7 @@ cdef int plain_done(Request *r, int res) noexcept nogil:
 cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
     cdef fuse_fsync_in *arg = <fuse_fsync_in *> r.op_in
     cdef io_uring_sqe *sqe
-    r.handle = handle_at(&server_of(r).handles, arg.fh, kind)
-    if r.handle == NULL:
-        return -EBADF
-    r.fd = handle_fd(server_of(r), r.handle)
+    r.fd = fh_fd(r, arg.fh, kind, &r.handle)
     if r.fd < 0:
         return r.fd
     r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
@@ -440,10 +429,7 @@ cdef int op_fsyncdir(Request *r) noexcept nogil:
 cdef int op_fallocate(Request *r) noexcept nogil:
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
     cdef io_uring_sqe *sqe
-    r.handle = handle_at(&server_of(r).handles, arg.fh, H_FILE)
-    if r.handle == NULL:
-        return -EBADF
-    r.fd = handle_fd(server_of(r), r.handle)
+    r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
     if r.fd < 0:
         return r.fd
     if r.ctx.ring == NULL:
@@ -464,12 +450,9 @@ cdef int blocking_fallocate(Request *r) noexcept nogil:
 cdef int op_lseek(Request *r) noexcept nogil:
     """SEEK_DATA and SEEK_HOLE; the source fd's own position means nothing to anybody."""
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
-    cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+    cdef Handle *h
     cdef int64_t at
-    cdef int fd
-    if h == NULL:
-        return -EBADF
-    fd = handle_fd(server_of(r), h)
+    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
     if fd < 0:
         return fd
     at = lseek(fd, <int64_t> arg.offset, arg.whence)

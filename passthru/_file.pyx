@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
-from passthru._copy cimport BIG_CUT, handle_io_flags, has_suid, kill_suidgid, later
+from passthru._copy cimport BIG_CUT, handle_io_flags, kill_suidgid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
@@ -108,6 +108,8 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef char path[32]
     cdef int32_t backing = 0
     cdef bint pooled = r.ctx.stats.kind == T_POOL
+    cdef bint writing = s.config.passthrough and flags & O_ACCMODE != O_RDONLY  # a file to be passed through
+    cdef bint known = False
     cdef int fd, opath, res
     opath = parent_of(r, &i)
     if opath < 0:
@@ -115,13 +117,14 @@ cdef int op_open(Request *r) noexcept nogil:
     if i.type != S_IFREG >> 12:
         inode_unpin(i)
         return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
-    if flags & O_TRUNC and not pooled and c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
-            stx.stx_size > BIG_CUT:
+    if writing or flags & O_TRUNC:
+        known = c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0
+    if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
         inode_unpin(i)
         return later(r, op_open)
     # Only by requests does the kernel say which writers may keep suid and sgid.
     backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath, flags,
-                              flags & O_ACCMODE == O_RDONLY or not s.config.passthrough or not has_suid(opath))
+                              not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID)))
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
         # the errors of that for ours, so what may fail (ETXTBSY, EROFS) is opened here first.

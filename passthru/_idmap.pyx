@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memmove
 
 from passthru._abi cimport FATTR_GID, FATTR_UID, fuse_setattr_in
 from passthru._libc cimport EOVERFLOW
-from passthru._request cimport IdMap, NO_ID, Request, Server, server_of
+from passthru._request cimport IdMap, IdPair, NO_ID, Request, Server, server_of
 
 cdef enum:
     # POSIX ACLs as attributes (linux/posix_acl_xattr.h): a version, then entries.
@@ -23,34 +23,32 @@ cdef struct AclEntry:
     uint32_t id
 
 
-cdef uint32_t id_to_source(IdMap *m, uint32_t id) noexcept nogil:
-    """The source's id for one of the mount; NO_ID: it has none."""
+cdef inline uint32_t side_of(IdPair *p, bint source) noexcept nogil:
+    return p.source if source else p.mount
+
+
+cdef inline uint32_t counterpart(IdMap *m, uint32_t id, bint source, uint32_t others) noexcept nogil:
+    """What an id is on the side of the source, or of the mount; others: what those in no pair are, if not NO_ID."""
     cdef unsigned n
-    if id == NO_ID:
-        return NO_ID
     for n in range(m.count):
-        if id - m.pairs[n].mount < m.pairs[n].count:
-            return m.pairs[n].source + (id - m.pairs[n].mount)
-    if m.others_act_as != NO_ID:
-        return m.others_act_as
+        if id - side_of(&m.pairs[n], not source) < m.pairs[n].count:
+            return side_of(&m.pairs[n], source) + (id - side_of(&m.pairs[n], not source))
+    if others != NO_ID:
+        return others
     for n in range(m.count):
-        if id - m.pairs[n].source < m.pairs[n].count:
+        if id - side_of(&m.pairs[n], source) < m.pairs[n].count:
             return NO_ID
     return id
+
+
+cdef uint32_t id_to_source(IdMap *m, uint32_t id) noexcept nogil:
+    """The source's id for one of the mount; NO_ID: it has none."""
+    return counterpart(m, id, True, m.others_act_as) if id != NO_ID else NO_ID
 
 
 cdef uint32_t id_to_mount(IdMap *m, uint32_t id) noexcept nogil:
     """What the mount shows for an id of the source; NO_ID: it has none."""
-    cdef unsigned n
-    for n in range(m.count):
-        if id - m.pairs[n].source < m.pairs[n].count:
-            return m.pairs[n].mount + (id - m.pairs[n].source)
-    if m.others_show_as != NO_ID:
-        return m.others_show_as
-    for n in range(m.count):
-        if id - m.pairs[n].mount < m.pairs[n].count:
-            return NO_ID
-    return id
+    return counterpart(m, id, False, m.others_show_as)
 
 
 cdef int setattr_to_source(Server *s, fuse_setattr_in *arg) noexcept nogil:

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._backing cimport handle_fd
+from passthru._backing cimport fh_fd
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -249,15 +249,13 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef fuse_file_lock *out = <fuse_file_lock *> r.out
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef Handle *h
     cdef Owner *o
     cdef flock fl
     cdef uint64_t owner
     cdef uint32_t pid = 0
-    cdef int fd, res
-    if h == NULL:
-        return -EBADF
-    fd = handle_fd(s, h)
+    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int res
     if fd < 0:
         return fd
     if not to_flock(&arg.lk, &fl):
@@ -285,13 +283,11 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
     """Take, change or give up the lock of a SETLK or SETLKW."""
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef Handle *h
     cdef Owner *o = NULL
     cdef flock fl
-    cdef int fd, res, kind
-    if h == NULL:
-        return -EBADF
-    fd = handle_fd(s, h)
+    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int res, kind
     if fd < 0:
         return fd
     if arg.lk_flags & FUSE_LK_FLOCK:

@@ -136,6 +136,17 @@ cdef inline void entry_commit(Entry *e) noexcept nogil:
     w.ctx.stats.commits += 1
 
 
+cdef inline void entry_answer(Entry *e, int error, uint32_t length) noexcept nogil:
+    """Write the reply's header over the request's and stage the commit."""
+    cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
+    out.error = error
+    out.len = <uint32_t> sizeof(fuse_out_header) + length
+    out.unique = e.req.h.unique
+    e.slot.ring_ent_in_out.payload_sz = length
+    e.queue.worker.ctx.stats.buffers_given += e.buffered
+    entry_commit(e)
+
+
 cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
     """Stage a commit of success and `length` bytes, linked to the backing I/O that has just been staged.
 
@@ -144,38 +155,25 @@ cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
     """
     cdef Entry *e = <Entry *> r
     cdef Worker *w = e.queue.worker
-    cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
-    out.error = 0
-    out.len = <uint32_t> sizeof(fuse_out_header) + length
-    out.unique = r.h.unique
-    e.slot.ring_ent_in_out.payload_sz = length
-    w.ctx.stats.buffers_given += e.buffered
-    entry_commit(e)
+    entry_answer(e, 0, length)
     e.state = E_LINKED
     w.ctx.linked += 1
     w.ctx.linking = True
 
 
 cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
-    """Write the reply's header over the request's and stage the commit."""
-    cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
+    """Answer with a handler's result."""
+    cdef int error = 0
     cdef uint32_t length = 0
     if result > <int> e.req.out_cap and not e.req.zero_copy:
         undelivered(&e.req, result)  # the kernel gave no room for what it asked for
         result = -EIO
     if result >= 0:
         length = <uint32_t> result
-        out.error = 0
-    elif result == NOREPLY:
-        out.error = 0
-    else:
-        out.error = result
-    e.queue.worker.ctx.stats.buffers_given += e.buffered
-    stats_answered(e.queue.worker.ctx.stats, e.req.h.opcode, e.req.start, out.error < 0)
-    out.len = <uint32_t> sizeof(fuse_out_header) + length
-    out.unique = e.req.h.unique
-    e.slot.ring_ent_in_out.payload_sz = length
-    entry_commit(e)
+    elif result != NOREPLY:
+        error = result
+    stats_answered(e.queue.worker.ctx.stats, e.req.h.opcode, e.req.start, error < 0)
+    entry_answer(e, error, length)
 
 
 cdef int entry_request(Entry *e) noexcept nogil:

@@ -182,12 +182,10 @@ cdef class ServerCore:
         fill_map(&self.s.uids, uids[0], uids[1], uids[2])
         fill_map(&self.s.gids, gids[0], gids[1], gids[2])
         self.s.config.mapped = 1
-        self.s.mapped = self.s.dispatch
-        self.s.dispatch = map_caller
-        if self.s.admitted != NULL:  # who is let in is a question of the mount's ids
-            self.s.dispatch = self.s.mapped
-            self.s.mapped = self.s.admitted
-            self.s.admitted = map_caller
+        # Behind the gate, if there is one: who is let in is a question of the mount's ids.
+        cdef Handler *step = &self.s.admitted if self.s.admitted != NULL else &self.s.dispatch
+        self.s.mapped = step[0]
+        step[0] = map_caller
 
     def trace(self, bint on):
         """Log each request and its reply (--debug-fuse), or no longer. At any time, by one thread at a time."""

@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._attr cimport op_getattr, op_setattr, op_statx
-from passthru._backing cimport handle_fd
+from passthru._backing cimport fh_fd
 from passthru._copy cimport cache_fd, later, op_fallocate, op_write
 from passthru._file cimport op_open
 from passthru._inode cimport *
@@ -194,15 +194,13 @@ cdef int blocking_zero(Request *r) noexcept nogil:
     """The blocks within the range by fallocate(2), what is left at both ends by writing zeros."""
     cdef Server *s = server_of(r)
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef Handle *h
     cdef uint64_t mask = device_block(s) - 1
     cdef uint64_t end = arg.offset + arg.length
     cdef uint64_t first = (arg.offset + mask) & ~mask
     cdef uint64_t last = end & ~mask
-    cdef int fd, res
-    if h == NULL:
-        return -EBADF
-    fd = handle_fd(s, h)
+    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int res
     if fd < 0:
         return fd
     if first >= last:
