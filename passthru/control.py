@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import EXIT_CODES, PassthruError, reason
+from .errors import PassthruError, by_exit_code, reason
 from .stats import Snapshot
 
 PACKET = 65536
@@ -150,10 +150,7 @@ def change(page: Snapshot, words: Sequence[str]) -> dict[str, Any]:
     except OSError as e:
         raise PassthruError(f"the daemon's control socket {where}: {reason(e)}") from None
     if "error" in answer:
-        error = PassthruError(str(answer["error"]))
-        code = answer.get("code")
-        error.exit_code = code if code in {c for c, _ in EXIT_CODES} - {0} else 1
-        raise error
+        raise by_exit_code(answer.get("code"))(str(answer["error"]))
     found = answer.get("options")
     return found if isinstance(found, dict) else {}
 

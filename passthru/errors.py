@@ -50,7 +50,7 @@ EXIT_CODES = (
 )
 
 
-def by_exit_code(code: int) -> type[PassthruError]:
+def by_exit_code(code: object) -> type[PassthruError]:
     """The error that ends the command with `code`; PassthruError itself if there is none."""
     return next((c for c in _KINDS if c.exit_code == code), PassthruError)
 

@@ -147,11 +147,17 @@ class KernelMount:
             self.sb = -1
 
 
-def fusermount(options: Options, source: str, target: str) -> int:
-    """Mount as an ordinary user; the /dev/fuse fd. The mount is visible at once, waiting for INIT."""
+def fusermount_program() -> str:
+    """The path of fusermount3(1). Raises MountError."""
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
+    return program
+
+
+def fusermount(options: Options, source: str, target: str) -> int:
+    """Mount as an ordinary user; the /dev/fuse fd. The mount is visible at once, waiting for INIT."""
+    program = fusermount_program()
     for name in ("nosymfollow", "strictatime", "nodiratime"):
         if getattr(options, name):
             raise MountError(f"-o {name}: only root can have that")

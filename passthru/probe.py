@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import _sys, init, mounting
-from .errors import MountError, PassthruError, TransportError, reason
+from .errors import MountError, PassthruError, SourceError, TransportError, by_exit_code, reason
 from .options import Options
 from .session import PARAMETER, Session, can_act_as_caller, capable, capable_of_all, has_acl, ring_parameter
-from .source import reopen
+from .source import open_source
 
 FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
@@ -75,9 +75,7 @@ def in_child(act: Callable[[], Any]) -> Any:
     if "errno" in said:
         raise OSError(said["errno"], os.strerror(said["errno"]))
     if "code" in said:
-        error = PassthruError(said["text"])
-        error.exit_code = said["code"]
-        raise error
+        raise by_exit_code(said["code"])(said["text"])
     return said["value"]
 
 
@@ -128,8 +126,7 @@ class _Rehearsal(Session):
 
 def _check_fusermount(options: Options, target: str) -> None:
     """Raises MountError for what fusermount3 would refuse."""
-    if shutil.which("fusermount3") is None:
-        raise MountError("fusermount3 is not installed (Debian: apt-get install fuse3), and only root mounts without")
+    mounting.fusermount_program()
     if mounting.allow_other(options) and not user_allow_other():
         raise MountError(f"-o allow_other: user_allow_other is not in {FUSE_CONF}")
     st = os.stat(target)
@@ -314,14 +311,10 @@ def _nowait(directory: int) -> str:
 def source_checks(path: str) -> list[Check]:
     """The source and its filesystem; [] if it cannot be opened."""
     try:
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        mode = os.fstat(found).st_mode
-        fd = reopen(found, os.O_RDONLY) if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode) else -1
-        os.close(found)
-    except OSError as e:
-        return [Check("source", "missing", f"{path}: {reason(e)}")]
-    if fd < 0:
-        return [Check("source", "missing", f"{path}: neither a directory nor a regular file nor a block device")]
+        source = open_source(path)
+    except SourceError as e:
+        return [Check("source", "missing", str(e).removeprefix("source "))]
+    fd = source.fd
     try:
         real = os.path.realpath(path)
         kind = next((m.fstype for m in reversed(mounting.mounts())
@@ -333,7 +326,7 @@ def source_checks(path: str) -> list[Check]:
         else:
             checks.append(Check("  file handles", "note", "only for root: each known inode is an open file" if handles
                                 else "none: each known inode is an open file"))
-        nowait = _nowait(fd) if stat.S_ISDIR(mode) else "not tried"
+        nowait = _nowait(fd) if source.directory else "not tried"
         checks.append(Check("  NOWAIT reads", "ok" if nowait == "yes" else "note", nowait))
         checks.append(Check("  POSIX ACLs", "ok", "yes") if has_acl(fd) else Check(
             "  POSIX ACLs", "note", "none", "mount the source with -o acl, where its filesystem has that"))
