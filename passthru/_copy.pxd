@@ -11,6 +11,7 @@ cdef struct Payloads:          # the payload memory of one queue
     unsigned count
 
 cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil
+cdef void payloads_gather(Payloads *p, char *at) noexcept nogil
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
 cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil

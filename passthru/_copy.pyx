@@ -17,6 +17,7 @@ from passthru._stats cimport T_POOL
 from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
 
 cdef enum:
+    HUGE_PAGE = 2 * 1024 * 1024
     SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
     SLOW_NS = 2000000           # a buffered write that took this long was throttled,
     SLOW_DEVICE_NS = 500000     # a direct one met a slow or busy device:
@@ -36,6 +37,20 @@ cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil:
     p.size = size
     p.count = count
     return 0
+
+
+cdef void payloads_gather(Payloads *p, char *at) noexcept nogil:
+    """Have the payload `at` on huge pages (MADV_COLLAPSE: Linux 6.1), with as much around it as that takes.
+
+    To be done when large requests come: before, a payload takes a page or two.
+    """
+    cdef uint64_t mask = HUGE_PAGE - 1
+    cdef uint64_t first = <uint64_t> at & ~mask
+    cdef uint64_t end = (<uint64_t> at + p.size + mask) & ~mask
+    first = max(first, (<uint64_t> p.base + mask) & ~mask)
+    end = min(end, <uint64_t> (p.base + p.count * p.size) & ~mask)
+    if first < end:
+        madvise(<void *> first, end - first, MADV_COLLAPSE)  # pinned memory stays what it is
 
 
 cdef void payloads_unmap(Payloads *p) noexcept nogil:

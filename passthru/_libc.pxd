@@ -132,7 +132,7 @@ cdef extern from "abi.h" nogil:
     int munmap(void *addr, size_t n)
     int madvise(void *addr, size_t n, int advice)
     enum:
-        MADV_DONTNEED, MADV_HUGEPAGE, MADV_DONTDUMP
+        MADV_DONTNEED, MADV_COLLAPSE, MADV_DONTDUMP
     void *MAP_FAILED
     void *aligned_alloc(size_t align, size_t size)
     int snprintf(char *buf, size_t n, const char *fmt, ...)

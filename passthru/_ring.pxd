@@ -46,6 +46,7 @@ cdef struct Entry:
     unsigned id            # among the worker's entries: header slot, registered-buffer slot
     unsigned state
     bint buffered          # it has a payload buffer
+    bint gathered          # on huge pages, if that was possible
     iovec iov[2]           # of REGISTER: the kernel may read it after the submission
 
 cdef struct Worker:        # a thread with an io_uring, serving one or more queues

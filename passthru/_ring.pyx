@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
 from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
-from passthru._copy cimport payloads_map, payloads_unmap
+from passthru._copy cimport payloads_gather, payloads_map, payloads_unmap
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
 from passthru._ops cimport undelivered
@@ -25,6 +25,7 @@ from passthru._uring cimport *
 cdef enum:
     SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
     DRAIN_MS = 100         # for linked I/O at a forced end
+    LARGE = 512 * 1024     # from this size on a payload belongs on huge pages
     REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU
     REST_MAX_NS = 1000000000
 
@@ -172,6 +173,9 @@ cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
         length = <uint32_t> result
     elif result != NOREPLY:
         error = result
+    if (length >= LARGE or e.req.arg_len >= LARGE) and e.buffered and not e.gathered:
+        e.gathered = True
+        payloads_gather(&e.queue.payloads, e.req.arg)
     stats_answered(e.queue.worker.ctx.stats, e.req.h.opcode, e.req.start, error < 0)
     entry_answer(e, error, length)
 

@@ -45,6 +45,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef MADV_COLLAPSE /* <sys/mman.h> before glibc 2.37 */
+#define MADV_COLLAPSE 25
+#endif
+
 #define ABI_SIZE(type, size) \
 	_Static_assert(sizeof(type) == (size), #type " has another size")
 #define ABI_AT(type, member, at) \

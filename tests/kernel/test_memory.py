@@ -66,6 +66,31 @@ def test_grows_with_use_and_no_further(mount, transport):
     assert large - before < limit + 2 * MIB
 
 
+@pytest.mark.skipif(not THP.exists(), reason="this kernel has no transparent huge pages")
+def test_large_payloads_lie_on_huge_pages(mount, transport):
+    """Once they have been used; those that are pinned stay as they are."""
+    if transport != "ring":
+        pytest.skip("/dev/fuse has one buffer for each thread, not a payload for each entry")
+    fs = mount("--queue-depth", "8", "--max-write", "1M")
+
+    def huge() -> int:
+        text = Path(f"/proc/{fs.pid}/smaps_rollup").read_text()
+        return int(re.search(r"^AnonHugePages: +(\d+) kB", text, re.MULTILINE)[1])
+
+    def write(block: int) -> None:
+        data = os.urandom(4 * MIB)
+        with open(fs.mnt / "f", "wb", buffering=0) as f:
+            for at in range(0, len(data), block):
+                assert f.write(data[at:at + block]) == block
+        assert (fs.src / "f").read_bytes() == data
+
+    write(65536)
+    before = huge()
+    write(MIB)
+    assert huge() > before
+    write(MIB)
+
+
 def test_idle(fs):
     """No clock tick of CPU time in seconds, after work as well."""
     (fs.mnt / "f").write_bytes(b"x" * 100_000)
