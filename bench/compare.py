@@ -22,7 +22,7 @@ the proof (what is verified how is said in target.py). The exit code is then 3.
 Rows
   {read,write}-{4k,128k,1m}-{seq,rand}-direct-{j1,j2,j4,qd1,qd16,qd64}
         fio: O_DIRECT on a file per job for --seconds; jN: N jobs of pread/pwrite, qdN: io_uring of that depth
-  ...-direct-{j2,j4}-one      all jobs on one file
+  ...-direct-{j2,j4}-one      all jobs on one file, which they had open before
   ...-buffered-...            each block once, at the most 4 * --seconds. Reads find the source in memory but
                               the mount's own page cache empty; writes end with fsync, which counts
   read-...-cold-...           buffered reads with all page caches dropped before (root only)
@@ -194,6 +194,9 @@ def fio(cell: Cell, what: str, block: int, order: str, mode: str, load: str, one
         words += ["--time_based", f"--runtime={b.seconds}", "--ramp_time=0.2", "--norandommap"]
     else:
         words += [f"--runtime={4 * b.seconds}", "--end_fsync=1"]
+    if one and mode == "direct":
+        # How a file is served best may be known from the last time that it was open.
+        run([*words, "--runtime=0.1", "--ramp_time=0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     out = run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout
     result = json.loads(out[out.index("{"):])["jobs"][0]
     if result["error"]:

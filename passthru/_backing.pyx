@@ -55,9 +55,11 @@ cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_
     cdef int32_t id
     if not s.config.passthrough:
         wanted = False
-    if s.config.parallel_writes and flags & O_DIRECT and flags & O_ACCMODE != O_RDONLY:
-        wanted = False  # the kernel would hold the inode's lock for each write
-    if not inode_reserve(&s.inodes, i, wanted):
+    # Of a file that is passed through the kernel holds the inode's lock for each write(2).
+    cdef bint apart = direct_writing(flags)
+    if s.config.parallel_writes == PARALLEL_ALWAYS and apart:
+        wanted = False
+    if not inode_reserve(&s.inodes, i, wanted, apart and s.config.parallel_writes == PARALLEL_AUTO):
         return 0
     id = backing_take(s, i, node, fd)
     if not id:

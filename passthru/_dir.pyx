@@ -39,7 +39,7 @@ cdef int op_opendir(Request *r) noexcept nogil:
         fd = -errno
         inode_unpin(i)
         return fd
-    inode_reserve(&s.inodes, i, False)
+    inode_reserve(&s.inodes, i, False, False)
     index = handle_open(&s.inodes, r.ctx.id, <uint32_t> r.h.nodeid, fd, H_DIR)
     if not index:
         inode_unpin(i)

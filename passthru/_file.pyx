@@ -70,6 +70,8 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     h = <Handle *> slab_at(&s.handles, index)
     h.open_flags = flags
     h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, flags)
+    if direct_writing(flags):
+        direct_writer(&s.inodes, i, 1)
     out.fh = index
     out.open_flags = FOPEN_PARALLEL_DIRECT_WRITES
     out.backing_id = backing

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
-from passthru._libc cimport statx
+from passthru._libc cimport O_ACCMODE, O_DIRECT, O_RDONLY, statx
 from passthru._slab cimport Slab, slab_at
 
 cdef enum:
@@ -38,6 +38,14 @@ cdef struct Filesystem:
     uint64_t type          # statfs(2) f_type
     uint64_t salt          # of inode numbers: one st_dev shows all filesystems below the source
 
+cdef enum:
+    # Inode.direct_past. Open for direct writing at a time, since the inode had no open file:
+    DIRECT_ONE = 1
+    DIRECT_SEVERAL = 2
+    # Several, when it was last open for direct writing
+    DIRECT_CROWDED = 4
+    MANY = 255
+
 cdef union HandleBytes:
     unsigned char here[INLINE_HANDLE]
     unsigned char *there   # if longer
@@ -65,7 +73,10 @@ cdef struct Inode:
     int32_t backing        # kernel passthrough: its id, 0: none yet
     uint32_t backing_slot  # in the list of kept backing ids + 1
     uint8_t familiar       # a directory: the last name looked up in it was of a known inode
-    uint8_t passthrough    # its open files are passed through; under the hash shard's lock
+    # Under the hash shard's lock:
+    uint8_t passthrough    # its open files are passed through
+    uint8_t direct         # handles that are open for direct writing; MANY: so many or more, until none is open at all
+    uint8_t direct_past    # see DIRECT_*
     HandleBytes handle
 
 cdef struct HashShard:
@@ -96,6 +107,10 @@ cdef struct InodeTable:
     Slab *handles          # to find an unlinked inode's open file
     uint32_t remote        # some filesystem here is FS_REMOTE
 
+cdef inline bint direct_writing(uint32_t open_flags) noexcept nogil:
+    return open_flags & O_DIRECT and open_flags & O_ACCMODE != O_RDONLY
+
+
 cdef struct Handle:
     uint32_t kind
     uint32_t node
@@ -121,7 +136,8 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil
-cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough) noexcept nogil
+cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil
+cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil
 cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t handles) noexcept nogil
 cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil
 cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil

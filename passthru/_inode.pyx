@@ -530,19 +530,33 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
 
 # ---------------------------------------------------------------- handles
 
-cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough) noexcept nogil:
+cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil:
     """Count a handle to come, before its file is opened. Is the file to be passed through?
 
     The first of an inode's open files decides for those beside it: the kernel refuses to mix.
+    alone: not if several may write directly.
     """
     cdef HashShard *sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
     spin_lock(&sh.lock)
     if i.handles == 0:
-        i.passthrough = passthrough
+        if i.direct_past & (DIRECT_ONE | DIRECT_SEVERAL):
+            i.direct_past = DIRECT_CROWDED if i.direct_past & DIRECT_SEVERAL else 0
+        i.direct = 0
+        i.passthrough = passthrough and not (alone and i.direct_past)
     passthrough = i.passthrough
     i.handles += 1
     spin_unlock(&sh.lock)
     return passthrough
+
+
+cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil:
+    """Count the handles of an inode that are open for direct writing. more: 1 or -1."""
+    cdef HashShard *sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    spin_lock(&sh.lock)
+    if i.direct < MANY:
+        i.direct += more
+    i.direct_past |= DIRECT_SEVERAL if i.direct > 1 else DIRECT_ONE
+    spin_unlock(&sh.lock)
 
 
 cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil:
@@ -570,6 +584,8 @@ cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil:
     cdef Handle *h = <Handle *> slab_at(t.handles, index)
     cdef uint32_t node = h.node
     cdef int fd = h.fd
+    if h.kind == H_FILE and direct_writing(h.open_flags):
+        direct_writer(t, inode_at(t, node), -1)
     h.kind = H_FREE
     if h.pinned:
         inode_unpin(inode_at(t, node))

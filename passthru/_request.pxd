@@ -23,6 +23,10 @@ cdef enum:
     KEEP_NOTHING = 0
     KEEP_UNCHANGED = 1         # what the source shows no change of
     KEEP_ALL = 2
+    # Config.parallel_writes
+    PARALLEL_NEVER = 0         # none
+    PARALLEL_AUTO = 1          # those that several wrote to at a time when they were last open
+    PARALLEL_ALWAYS = 2        # all
     LOCK_SHARDS = 64
     MAX_PAIRS = 64             # of an IdMap
     NO_ID = 0xffffffff         # as in the kernel
@@ -56,7 +60,7 @@ cdef struct Config:
     int direct_opens           # what is opened with O_DIRECT goes past the page cache altogether
     int direct_io              # the kernel caches no file's data
     int keep_cache             # what outlives a file's close in its cache
-    int parallel_writes        # files opened with O_DIRECT for writing are not passed through
+    int parallel_writes        # which files opened with O_DIRECT for writing are not passed through
     int passthrough            # the kernel may read and write the source's files itself
     int locks                  # record locks are taken on the source
     int mapped                 # ids differ in mount and source

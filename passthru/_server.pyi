@@ -35,7 +35,7 @@ class ServerCore:
         direct_io: bool = ...,
         keep_cache: int = ...,
         own_and_root: bool = ...,
-        parallel_writes: bool = ..., null_io: bool = ...,
+        parallel_writes: int = ..., null_io: bool = ...,
         fixed_size: bool = ...,
     ) -> Self: ...
     def negotiated(self, flags: int, minor: int, fuse_fd: int, passthrough: bool) -> None: ...
@@ -48,6 +48,7 @@ class ServerCore:
         spin_us: float,
         direct_io: bool,
         keep_cache: int,
+        parallel_writes: int,
         passthrough: bool,
     ) -> None: ...
     def map_ids(

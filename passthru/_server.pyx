@@ -71,15 +71,16 @@ cdef class ServerCore:
     root_fd: the source, a directory, regular file or block device, opened O_RDONLY; stays the
     caller's. fixed_size: a regular file keeps the size that it has now. stats: a writable
     buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
-    keep_cache: 0 nothing outlives a file's close, 1 what is unchanged, 2 everything. own_and_root: refuse
-    requests of others.
+    keep_cache: 0 nothing outlives a file's close, 1 what is unchanged, 2 everything. parallel_writes:
+    0 all files may be passed through, 1 not those that several wrote to with O_DIRECT, 2 none that are opened so.
+    own_and_root: refuse requests of others.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
                   bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
-                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, bint parallel_writes=False,
+                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, unsigned parallel_writes=PARALLEL_AUTO,
                   bint null_io=False, bint fixed_size=False):
         cdef char[::1] view = stats
         cdef statx stx
@@ -162,7 +163,7 @@ cdef class ServerCore:
         self.s.stats.minor = minor
 
     def configure(self, *, double attr_timeout, double entry_timeout, double negative_timeout, double spin_us,
-                  bint direct_io, unsigned keep_cache, bint passthrough):
+                  bint direct_io, unsigned keep_cache, unsigned parallel_writes, bint passthrough):
         """Change what may be changed while requests are served.
 
         A request may see a mixture of old and new values: each is valid by itself.
@@ -174,6 +175,7 @@ cdef class ServerCore:
         c.spin_ns = <uint64_t> (spin_us * 1000)
         c.direct_io = direct_io
         c.keep_cache = keep_cache
+        c.parallel_writes = parallel_writes
         c.passthrough = passthrough
 
     def map_ids(self, uids, gids):

@@ -236,10 +236,11 @@ class Options:
         True, "let the kernel read and write the source's files itself where it can; the default for root",
         "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"),
         live=True)
-    parallel_direct_writes: bool = option(
-        False, "pass no files through that are first opened with O_DIRECT for writing: kernel passthrough lets only "
-        "one write(2) at a time into a file", "--parallel-direct-writes", o="parallel_direct_writes",
-        no="noparallel_direct_writes")
+    parallel_direct_writes: str = option(
+        "auto", "which files are not passed through if they are first opened with O_DIRECT for writing, as kernel "
+        "passthrough lets only one write(2) at a time into a file; 'on': all, 'auto': those that had several such "
+        "openers at a time when they were last open", "--parallel-direct-writes",
+        parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="parallel_direct_writes", live=True)
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
         "--local-locks", o="local_locks", no="nolocal_locks")

@@ -327,7 +327,6 @@ class Session:
             payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
-            parallel_writes=o.parallel_direct_writes,
             null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
         _trace.name_opcodes(stats.OPCODES)
         if o.map_uid or o.map_gid:
@@ -444,7 +443,8 @@ class Session:
         """What the serving threads read of the options that may change."""
         return {
             "attr_timeout": o.attr_timeout, "entry_timeout": o.entry_timeout, "negative_timeout": o.negative_timeout,
-            "direct_io": o.direct_io or o.cache == "never", "keep_cache": KEEP[o.cache], "spin_us": o.spin_us}
+            "direct_io": o.direct_io or o.cache == "never", "keep_cache": KEEP[o.cache], "spin_us": o.spin_us,
+            "parallel_writes": ("off", "auto", "on").index(o.parallel_direct_writes)}
 
     def _set_max_background(self, n: int) -> None:
         """It is the kernel's; INIT has told the first value."""
