@@ -24,6 +24,7 @@ from passthru._uring cimport *
 
 cdef enum:
     SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
+    PORTION = 4            # SQEs that are submitted at a time while there is backing I/O
     DRAIN_MS = 100         # for linked I/O at a forced end
     LARGE = 512 * 1024     # from this size on a payload belongs on huge pages
     REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU
@@ -385,6 +386,10 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             # The slot of a CQE may be overwritten once it is seen; what follows may take a while.
             handle_cqe(w, cqe.user_data, cqe.res)
             uring_seen(&w.ring)
+            # A device would be idle while the rest is handled, and those who wait for it as well.
+            if (w.ctx.inflight or w.ctx.linked) and uring_staged(&w.ring) >= PORTION:
+                w.ctx.stats.enters += 1
+                uring_enter(&w.ring, 0)
         if not w.ctx.inflight and not w.ctx.pooled:
             if not w.alive or w.error:
                 break

@@ -69,12 +69,16 @@ cdef inline bint uring_ready(Uring *u) noexcept nogil:
     return u.head != atomic_get32(u.cq_ktail)
 
 
+cdef inline unsigned uring_staged(Uring *u) noexcept nogil:
+    return u.tail - atomic_get32(u.sq_khead)
+
+
 cdef inline int uring_enter(Uring *u, unsigned wait) noexcept nogil:
     """Submit all staged SQEs, run the kernel's deferred work, wait for `wait` completions.
 
     Returns 0 or -errno (io_uring_enter(2)); -EINTR and -EBUSY/-EAGAIN leave the rest staged.
     """
-    cdef unsigned staged = u.tail - atomic_get32(u.sq_khead)
+    cdef unsigned staged = uring_staged(u)
     cdef int r
     atomic_set32(u.sq_ktail, u.tail)
     r = sys_io_uring_enter(u.fd, staged, wait, IORING_ENTER_GETEVENTS)

@@ -175,7 +175,7 @@ class Options:
         False, "set the kernel's parameter fuse.enable_uring to Y first (root only)",
         "--enable-uring", o="enable_uring")
     queue_depth: int = option(
-        32, "ring entries per queue (1 to 1024)", "--queue-depth",
+        64, "ring entries per queue (1 to 1024)", "--queue-depth",
         parse=lambda t: _int(t, 1, 1024), metavar="N", o="queue_depth")
     dialect: str = option(
         "auto", "the form of the ring's protocol; 'auto': the best that the kernel offers", "--dialect",
