@@ -366,12 +366,16 @@ def select(patterns: list[str], fstype: str) -> list[Row]:
 
 @dataclass
 class Results:
-    """values[row][target]: one number per round, None where there is none; and why."""
+    """values[row][target]: one number per round, None where there is none; and why.
+
+    shares: in the same way, what part of the time our daemons' handlers took, in rows of names with one job.
+    """
 
     environment: dict[str, Any]
     names: list[str]
     values: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     problems: dict[str, dict[str, str]] = field(default_factory=dict)
+    shares: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def refuse(self, row: str, name: str, why: str) -> None:
         if not any(why in known.values() for known in self.problems.values()):
@@ -393,15 +397,20 @@ class Results:
         return statistics.median(v) if v else None
 
 
-def measure(row: Row, target: Target, bench: Bench, mountpoint: Path) -> float:
+def measure(row: Row, target: Target, bench: Bench, mountpoint: Path) -> tuple[float, float | None]:
+    """Operations per second, and what part of the time our handlers took (None: not ours)."""
     row.ready(bench)
     with targets.running(target, bench.source, mountpoint) as (place, daemon):
         check(daemon, ready=True)
         if row.ready is cold and daemon is not None:
             cold(bench)  # the proof has read the source's directories
+        before = daemon and daemon.handler_ns()
+        began = time.monotonic_ns()
         value = row.run(Cell(bench, place, daemon is None))
+        took = time.monotonic_ns() - began
+        after = daemon and daemon.handler_ns()
         check(daemon)
-    return value
+    return value, None if before is None or after is None else (after - before) / took
 
 
 def check(daemon: Daemon | None, ready: bool = False) -> None:
@@ -442,8 +451,10 @@ def compare(
                     if not runs(row, target, only):
                         continue
                     try:
-                        value = measure(row, target, bench, mountpoint)
+                        value, share = measure(row, target, bench, mountpoint)
                         results.values[row.name][target.name][k] = value
+                        if share is not None and not row.data and not row.name.endswith("-j4"):
+                            results.shares.setdefault(row.name, {}).setdefault(target.name, []).append(share)
                     except TargetError as e:
                         results.refuse(row.name, target.name, str(e))
                     except (RowError, OSError) as e:
@@ -529,6 +540,7 @@ def table(results: Results, baselines: list[str]) -> str:
         lines.append(["geometric mean", *(
             f"{math.exp(statistics.fmean(map(math.log, v))):.2f}" if v else "-" for v in means.values())])
         parts.append(f"ratio to {base}: median (least..most)\n\n" + grid(lines))
+    parts += share_tables(results, baselines)
     met = list(aim_lines(results))
     if met:
         parts.append("aims: the mean of the ratios and the lowest of them\n\n" + grid([
@@ -537,6 +549,26 @@ def table(results: Results, baselines: list[str]) -> str:
     if why:
         parts.append("refused:\n" + "\n".join(f"  {text}" for text in why))
     return "\n\n".join(parts)
+
+
+def share_tables(results: Results, baselines: list[str]) -> Iterator[str]:
+    """What part of the time handlers take, and so how fast a daemon could be whose handlers took none."""
+    names = [n for n in results.names if any(n in found for found in results.shares.values())]
+    others = [b for b in baselines if b not in names]
+    if not names:
+        return
+    lines = [["row", *(head for n in names for head in (n, *(f"to {b} without" for b in others)))]]
+    for row, found in results.shares.items():
+        line = [row]
+        for n in names:
+            share = statistics.median(found[n]) if n in found else None
+            line.append("-" if share is None else f"{share:.2f}")
+            for b in others:
+                r = results.ratio(row, n, b)
+                line.append(f"{r[0] / (1 - share):.2f}" if r and share is not None and share < 1 else "-")
+        lines.append(line)
+    yield ("part of the time that our handlers took (median), and the ratio if they took none: the rest is the "
+           "kernel's and the client's\n\n" + grid(lines))
 
 
 def aim_lines(results: Results) -> Iterator[list[str]]:
@@ -551,7 +583,7 @@ def as_json(results: Results, baselines: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in results.values:
         found[row] = {
-            "values": results.values[row], "problems": results.problems[row],
+            "values": results.values[row], "problems": results.problems[row], "shares": results.shares.get(row, {}),
             "ratios": {b: {n: dict(zip(("median", "min", "max"), r, strict=True)) for n in results.names
                            if n != b and (r := results.ratio(row, n, b))} for b in baselines}}
     return {"environment": results.environment, "targets": results.names, "baselines": baselines,
@@ -560,7 +592,8 @@ def as_json(results: Results, baselines: list[str]) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> Results:
     return Results(data["environment"], data["targets"], {r: v["values"] for r, v in data["rows"].items()},
-                   {r: v["problems"] for r, v in data["rows"].items()})
+                   {r: v["problems"] for r, v in data["rows"].items()},
+                   {r: v["shares"] for r, v in data["rows"].items() if v.get("shares")})
 
 
 def merged(parts: list[Results]) -> Results:
@@ -577,6 +610,8 @@ def merged(parts: list[Results]) -> Results:
         for row in p.values:
             name = f"{row} ({p.environment['source']})"
             whole.values[name], whole.problems[name] = p.values[row], p.problems[row]
+            if row in p.shares:
+                whole.shares[name] = p.shares[row]
     return whole
 
 

@@ -167,6 +167,12 @@ class Daemon:
             return None
         return {c: s.total(c) for c in ("ring_requests", "dev_requests", "read_bytes")}
 
+    def handler_ns(self) -> int | None:
+        """Time between the arrival of requests and their answers so far, summed up; None for a foreign daemon."""
+        if self.counters() is None:
+            return None
+        return sum(one.ns for one in stats.of(self.mountpoint).latencies().values())
+
     def writing_calls(self) -> int:
         with open(f"/proc/{self.pid}/io", encoding="ascii") as f:
             return int(next(line for line in f if line.startswith("syscw")).split()[1])

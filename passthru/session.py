@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import select
@@ -84,6 +85,21 @@ def raise_fd_limit() -> None:
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, hard)))
                 return
+
+
+def fd_cache_size() -> int:
+    """How many known inodes have an open fd at the most."""
+    return max(16, min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+def grow_fd_table(fd: int, room: int) -> None:
+    """Have the kernel make room for so many fds, while there is one thread only.
+
+    Of a table that threads share it grows each time by waiting for all CPUs (synchronize_rcu), for
+    milliseconds, in the open(2) of a request.
+    """
+    with contextlib.suppress(OSError):
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, room - 1))
 
 
 class Queue(threading.Thread):
@@ -321,13 +337,14 @@ class Session:
             self.page = stats.Page(size)
         except OSError as e:
             raise PassthruError(f"status page in {stats.directory()}: {reason(e)}") from None
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        cached = fd_cache_size()
         self.core = _server.ServerCore(
-            self.source_fd, self.page.memory, threads, POOL_THREADS, max(16, min(8192, soft // 2)),
+            self.source_fd, self.page.memory, threads, POOL_THREADS, cached,
             payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
             fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
+        grow_fd_table(self.source_fd, 2 * cached)
         _trace.name_opcodes(stats.OPCODES)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)

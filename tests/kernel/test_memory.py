@@ -66,6 +66,19 @@ def test_grows_with_use_and_no_further(mount, transport):
     assert large - before < limit + 2 * MIB
 
 
+def test_room_for_fds_from_the_start(fs):
+    """Where threads share the table, the kernel grows it by waiting for all CPUs, in some request's open(2)."""
+    def room() -> int:
+        return int(re.search(r"^FDSize:\s+(\d+)", Path(f"/proc/{fs.pid}/status").read_text(), re.MULTILINE)[1])
+
+    before = room()
+    for n in range(600):
+        (fs.src / f"f{n}").touch()
+    assert sum(e.stat().st_size for e in os.scandir(fs.mnt)) == 0
+    assert len(os.listdir(f"/proc/{fs.pid}/fd")) > 600
+    assert room() == before
+
+
 @pytest.mark.skipif(not THP.exists(), reason="this kernel has no transparent huge pages")
 def test_large_payloads_lie_on_huge_pages(mount, transport):
     """Once they have been used; those that are pinned stay as they are."""
