@@ -130,7 +130,7 @@ def test_no_spinning_where_others_work(mount, transport):
     os.sched_setaffinity(hog.pid, {cpu})
     try:
         ask(1000)  # it takes a while to find out
-        assert ask(4000) > 0.5
+        assert ask(4000) > 0.3
     finally:
         hog.kill()
         hog.wait()

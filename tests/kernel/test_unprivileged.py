@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy
@@ -257,6 +258,11 @@ def test_root_of_a_user_namespace(place, transport, zero_copy, code):
 
 def test_root_sees_and_changes_it(users_mount, place):
     """Root lists the mounts of all users, and may change their options."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as d:
+        os.chmod(d, 0o777)
+        as_nobody("touch", Path(d) / "f")
+        if os.stat(Path(d) / "f").st_uid != NOBODY:
+            pytest.skip("/tmp does not keep a new file's owner (hostfs), so whose status page it has is not known")
     process = users_mount("dev")
     found = next(m for m in monitor.find_all() if m.mountpoint == str(place / "mnt"))
     assert (found.state, found.owner) == (monitor.MOUNTED, NOBODY)
