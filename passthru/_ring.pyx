@@ -388,8 +388,11 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             uring_seen(&w.ring)
             # A device would be idle while the rest is handled, and those who wait for it as well.
             if (w.ctx.inflight or w.ctx.linked) and uring_staged(&w.ring) >= PORTION:
-                w.ctx.stats.enters += 1
-                uring_enter(&w.ring, 0)
+                break
+        if uring_ready(&w.ring):  # there is a rest
+            w.ctx.stats.enters += 1
+            uring_enter(&w.ring, 0)
+            continue
         if not w.ctx.inflight and not w.ctx.pooled:
             if not w.alive or w.error:
                 break
