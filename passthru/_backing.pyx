@@ -107,7 +107,11 @@ cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
 
 
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil:
-    """An inode that is about to be freed; the caller has claimed it."""
+    """An inode that is about to be freed; the caller has claimed it.
+
+    At the end too: the kernel itself closes what is left some time after the daemon's end, and until
+    then the source's filesystem could not be unmounted.
+    """
     if i.backing_slot:
         spin_lock(&s.inodes.backings.lock)
         s.inodes.backings.nodes[i.backing_slot - 1] = 0

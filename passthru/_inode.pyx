@@ -99,6 +99,8 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
         i = inode_at(t, n)
         if i == NULL:
             continue
+        if t.forget != NULL:
+            t.forget(t.session, i)
         if i.fd >= 0:
             close(i.fd)
         if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:

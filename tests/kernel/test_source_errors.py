@@ -62,7 +62,7 @@ class Device:
 
     def close(self) -> None:
         if self.mounted:
-            subprocess.run(["umount", self.path], check=True)
+            subprocess.run(["umount", self.path], check=True)  # nothing of an ended daemon keeps it
         fcntl.ioctl(self.loop, LOOP_CLR_FD)
         os.close(self.loop)
         os.close(self.blocks)
