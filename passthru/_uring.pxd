@@ -31,6 +31,7 @@ cdef struct Uring:
 cdef int uring_open(Uring *u, unsigned entries) noexcept nogil
 cdef void uring_close(Uring *u) noexcept nogil
 cdef int uring_buffers_sparse(Uring *u, unsigned slots) noexcept nogil
+cdef int uring_workers(Uring *u, unsigned bounded) noexcept nogil
 cdef int uring_buffer_set(Uring *u, unsigned slot, void *base, size_t length) noexcept nogil
 
 

@@ -96,6 +96,17 @@ cdef int uring_buffers_sparse(Uring *u, unsigned slots) noexcept nogil:
     return sys_io_uring_register(u.fd, IORING_REGISTER_BUFFERS2, &reg, sizeof(reg))
 
 
+cdef int uring_workers(Uring *u, unsigned bounded) noexcept nogil:
+    """How many of io_uring's workers may do the waiting I/O of files for this thread. 0 or -errno.
+
+    As many as wait at a time: by default 4 for each CPU, and what comes when all wait has to wait for them.
+    """
+    cdef uint32_t most[2]
+    most[0] = bounded
+    most[1] = 0  # those for what is no file: as it is
+    return sys_io_uring_register(u.fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2)
+
+
 cdef int uring_buffer_set(Uring *u, unsigned slot, void *base, size_t length) noexcept nogil:
     """Pin [base, base + length) and put it in `slot`, in place of what was there. 0 or -errno."""
     cdef iovec iov
