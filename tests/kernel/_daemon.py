@@ -72,8 +72,8 @@ def mounted(path: Path) -> bool:
 
 
 def remote(path: Path) -> bool:
-    """Is it served by a daemon or over a network?"""
-    kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout
+    """Is it served by a daemon or over a network? A path that the mount itself hides is not."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=False).stdout
     return kind.strip() in ("fuseblk", "fuse", "nfs", "cifs", "smb2", "ceph", "v9fs")
 
 

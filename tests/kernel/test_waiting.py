@@ -148,8 +148,9 @@ def test_stopped_caller(fs):
         until(lambda: not mounted_files_open(fs), "the last of them gone")
 
 
-def test_open_under_a_lease(fs):
+def test_open_under_a_lease(mount):
     """open(2) waits until a lease is given up; each queue and reader serves others meanwhile."""
+    fs = mount("--payload-buffers", "16")  # where entries share them, each that waits keeps one
     (fs.src / "leased").write_bytes(b"l")
     (fs.src / "fast").write_bytes(b"f")
     holder = os.open(fs.src / "leased", os.O_RDONLY)
