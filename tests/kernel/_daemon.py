@@ -187,7 +187,7 @@ class Daemon:
             return
         if dialect not in ("", "auto"):
             assert served == dialect, f"{served} dialect instead of {dialect}: {said}"
-        if zero_copy not in ("", "auto"):
+        if zero_copy not in ("", "auto") and "--null-io" not in self.command:  # which has nothing to copy
             assert (", zero-copy" in said) == (zero_copy == "on"), f"--zero-copy {zero_copy}: {said}"
         if served != "per-entry" and dialect not in ("", "auto") and not remote(self.src):
             pinned = "--no-pin-buffers" not in self.command
