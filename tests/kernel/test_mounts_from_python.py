@@ -1,5 +1,6 @@
 """passthru.mount(): a mount of a program's own, and what becomes of it when either side ends."""
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -19,13 +20,14 @@ def ends(place):
     (place / "src").mkdir()
     (place / "src" / "f").write_text("here")
     (place / "mnt").mkdir()
+    gc.collect()  # what another test has left to it
     before = set(os.listdir("/proc/self/fd")), set(psutil.Process().children())
     yield place / "src", place / "mnt"
     left = mounted(place / "mnt")
     if left:
         detach(str(place / "mnt"))
     assert not left, "the mount is still there"
-    assert set(os.listdir("/proc/self/fd")) <= before[0], "file descriptors left"
+    assert set(os.listdir("/proc/self/fd")) == before[0], "file descriptors left"
     assert set(psutil.Process().children()) <= before[1], "a process, perhaps a zombie, is left"
 
 

@@ -1,11 +1,10 @@
 """Which files that several write to with O_DIRECT are passed through."""
 import mmap
 import os
-import time
 from contextlib import ExitStack
 
 import pytest
-from _daemon import Daemon, run
+from _daemon import Daemon, run, until
 
 DIRECT = os.O_RDWR | os.O_DIRECT
 
@@ -33,10 +32,7 @@ def passed(fs: Daemon, page: mmap.mmap, writers: int, flags: int = DIRECT) -> bo
             assert os.preadv(fd, [into], n * 4096) == 4096
             assert into[:] == page[:]
     assert (fs.src / "file").read_bytes()[:4096 * writers] == page[:] * writers
-    deadline = time.monotonic() + 10
-    while fs.stats().header["handles"]:  # RELEASE comes after close(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not fs.stats().header["handles"], "released")  # which comes after close(2)
     after = fs.stats()
     opens = after.total("opens_passthrough") - before.total("opens_passthrough")
     writes = after.ops().get("WRITE", 0) - before.ops().get("WRITE", 0)
@@ -67,10 +63,7 @@ def test_one_after_the_other_is_not_at_a_time(fs, page):
     held = os.open(fs.mnt / "file", os.O_RDONLY)
     for _ in range(3):
         os.close(os.open(fs.mnt / "file", DIRECT))
-        deadline = time.monotonic() + 10
-        while fs.stats().header["handles"] > 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: fs.stats().header["handles"] == 1, "released")
     os.close(held)
     assert passed(fs, page, 1)
 
