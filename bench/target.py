@@ -157,21 +157,23 @@ class Daemon:
 
     # --------------------------------------------------------------- proofs
 
-    def counters(self) -> dict[str, int] | None:
-        """passthru's counters, or None if it is a foreign daemon."""
+    def page(self) -> stats.Snapshot | None:
+        """passthru's status page, or None if it is a foreign daemon."""
         try:
             s = stats.of(self.mountpoint)
         except LookupError:
             return None
-        if int(s.header["pid"]) != self.pid:
-            return None
-        return {c: s.total(c) for c in ("ring_requests", "dev_requests", "read_bytes")}
+        return s if int(s.header["pid"]) == self.pid else None
+
+    def counters(self) -> dict[str, int] | None:
+        """Of these, those that tell the transport."""
+        s = self.page()
+        return None if s is None else {c: s.total(c) for c in ("ring_requests", "dev_requests", "read_bytes")}
 
     def handler_ns(self) -> int | None:
         """Time between the arrival of requests and their answers so far, summed up; None for a foreign daemon."""
-        if self.counters() is None:
-            return None
-        return sum(one.ns for one in stats.of(self.mountpoint).latencies().values())
+        s = self.page()
+        return None if s is None else sum(one.ns for one in s.latencies().values())
 
     def writing_calls(self) -> int:
         with open(f"/proc/{self.pid}/io", encoding="ascii") as f:
