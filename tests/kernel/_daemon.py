@@ -66,6 +66,11 @@ def until(condition: Callable[[], object], what: str, seconds: float = 15) -> No
         time.sleep(0.01)
 
 
+def user_mode_linux() -> bool:
+    """Is this a kernel of docs/testing-kernels.md?"""
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+
+
 def mounted(path: Path) -> bool:
     """Is something mounted there? Asks no filesystem."""
     return any(m.target == str(path) for m in mounts())

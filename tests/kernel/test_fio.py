@@ -1,8 +1,10 @@
 """fio writes patterns in many ways and verifies what it reads."""
+import os
 import shutil
 import subprocess
 
 import pytest
+from _daemon import user_mode_linux
 from _modes import DATA_TOO
 
 pytestmark = [DATA_TOO, pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")]
@@ -21,6 +23,8 @@ JOBS = {
 
 @pytest.mark.parametrize("job", JOBS)
 def test_verify(fs, place, job):
+    if job == "mmap" and user_mode_linux() and os.cpu_count() != 1:
+        pytest.skip("with several CPUs this kernel loses stores to mapped pages, see tests/mapped-stores")
     done = subprocess.run(
         ["fio", f"--name={job}", f"--directory={fs.mnt}", "--size=12m", "--numjobs=2", "--rw=randwrite",
          "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randseed=7", "--group_reporting",

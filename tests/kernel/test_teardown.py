@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _daemon import Daemon, detach, mounted, until
+from _daemon import Daemon, detach, mounted, until, user_mode_linux
 from test_dialects import FIO, MIB, PATTERN, drop_caches, opened, pinned_buffers, read_at, start_line
 
 from passthru.session import capable, ring_parameter
@@ -179,7 +179,7 @@ def pins() -> int:
 @ENDS
 def test_pins_are_given_back(mount, abort, how):
     """Payload buffers, header slots and what was registered for I/O, after requests of all kinds."""
-    if "User Mode Linux" not in Path("/proc/cpuinfo").read_text():
+    if not user_mode_linux():
         pytest.skip("here, other processes may pin memory meanwhile")
     before = -1
     while before != pins():  # rings of daemons that have ended go in the background
