@@ -19,6 +19,7 @@ from types import FrameType
 
 from . import log, options
 from .errors import PassthruError, by_exit_code
+from .stdio import quiet
 
 
 def outcome(said: bytes) -> str:
@@ -29,14 +30,6 @@ def outcome(said: bytes) -> str:
     if not word:
         raise PassthruError("the daemon ended before the mount was usable")
     raise by_exit_code(int(word))(text)
-
-
-def quiet() -> None:
-    """What is written to the standard files goes nowhere from now on."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
 
 
 def watch(parent: int, words: socket.socket, asked: options.Options) -> None:

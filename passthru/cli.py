@@ -11,6 +11,7 @@ from . import commands, log, sd_notify
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError
 from .session import run
+from .stdio import quiet, standard_files
 
 
 def background(
@@ -39,10 +40,7 @@ def background(
     os.chdir("/")
 
     def ready(line: str) -> None:
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1) if options.log == "stderr" else (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+        quiet((0, 1) if options.log == "stderr" else (0, 1, 2))
         if options.log != "stderr":
             log.info(line)
         tell(b"ready " + os.fsencode(line))
@@ -115,17 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error(f"{type(e).__name__}: {e}")
         return 1
     return 0
-
-
-def standard_files() -> None:
-    """Have 0, 1 and 2 open, as they may not be at boot: else the mount's own files would get these numbers."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)
 
 
 def script() -> None:

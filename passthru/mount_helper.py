@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from . import _sys, log, remount
 from . import options as opts
 from ._version import VERSION
-from .cli import background, foreground, standard_files
+from .cli import background, foreground
 from .errors import PassthruError, UsageError
+from .stdio import standard_files
 
 USAGE = "usage: mount.passthru SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE] [--foreground]"
 SWITCHES = (

@@ -15,14 +15,23 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import _sys, init, mounting
+from .capabilities import (
+    CAP_DAC_READ_SEARCH,
+    CAP_IPC_LOCK,
+    CAP_SYS_ADMIN,
+    CAP_SYS_RESOURCE,
+    can_act_as_caller,
+    capable,
+    capable_of_all,
+)
 from .errors import MountError, PassthruError, SourceError, TransportError, by_exit_code, reason
 from .options import Options
-from .session import PARAMETER, Session, can_act_as_caller, capable, capable_of_all, has_acl, ring_parameter
+from .session import PARAMETER, Session, has_acl, ring_parameter
 from .source import open_source
+from .stdio import quiet
 
 FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
-CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 2, 21
 STACKED = ("overlay", "ecryptfs", "fuse", "fuseblk")  # the kernel stacks no passthrough on these
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs")
 
@@ -52,9 +61,7 @@ def in_child(act: Callable[[], Any]) -> Any:
     child = os.fork()
     if child == 0:
         try:
-            null = os.open("/dev/null", os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
+            quiet()
             try:
                 said = {"value": act()}
             except PassthruError as e:
@@ -262,13 +269,13 @@ def process_checks() -> list[Check]:
         found.append(Check(
             "privileges", "note", f"uid {uid} without CAP_SYS_ADMIN: mounts by fusermount3, all done as this user"))
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    free = capable(14)  # CAP_IPC_LOCK
+    free = capable(CAP_IPC_LOCK)
     found.append(Check(
         "locked memory", "note", "no limit for this process" if free else f"{_limit(soft)} bytes (hard {_limit(hard)})",
         "" if free or soft == UNLIMITED else "more pinned buffers: ulimit -l, LimitMEMLOCK="))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open("/proc/sys/fs/nr_open", encoding="ascii") as f:
-        most = int(f.read()) if capable(24) else hard  # CAP_SYS_RESOURCE
+        most = int(f.read()) if capable(CAP_SYS_RESOURCE) else hard
     raised = f", raised to {_limit(most)}" if most != soft else ""
     found.append(Check("open files", "note", _limit(soft) + raised,
                        "" if most == UNLIMITED or most >= 65536 else "more: ulimit -n, LimitNOFILE="))

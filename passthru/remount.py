@@ -8,10 +8,9 @@ from typing import Any
 
 from . import _sys, control, mounting, stats
 from . import options as opts
+from .capabilities import CAP_SYS_ADMIN, capable
 from .errors import MountError, UsageError, reason
-from .session import capable
 
-CAP_SYS_ADMIN = 21
 # Fields of Options that are flags of the mount: {name: its MS_ bit of mount(2)}.
 FLAGS = {
     "read_only": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "nosymfollow": 256, "noatime": 1024, "nodiratime": 2048,

@@ -22,6 +22,7 @@ import psutil
 
 from . import _server, _sys, _trace, init, log, stats, watcher
 from . import mounting as mount
+from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
 from .control import Control
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
@@ -32,7 +33,6 @@ PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
-INITIAL_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,27 +43,6 @@ def ring_parameter() -> str:
             return f.read().strip()
     except OSError:
         return ""
-
-
-def capable(cap: int) -> bool:
-    """Has this process capability number `cap` (capabilities(7))?"""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
-        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
-    return bool(caps >> cap & 1)
-
-
-def capable_of_all(cap: int) -> bool:
-    """capable() in the first user namespace, and not only in a container's: capable() of the kernel."""
-    return capable(cap) and os.stat("/proc/self/ns/user").st_ino == INITIAL_USER_NS
-
-
-def can_act_as_caller() -> bool:
-    """May this process change its ids to any, here and not only in a user namespace of one user?"""
-    if os.geteuid() != 0:
-        return False
-    with open("/proc/self/setgroups", encoding="ascii") as f:
-        groups = f.read().strip() == "allow"
-    return groups and capable(6) and capable(7)  # CAP_SETGID, CAP_SETUID
 
 
 def has_acl(source_fd: int) -> bool:
@@ -258,7 +237,7 @@ class Session:
         # Access times are kept by the source, so their mode is that of a mount of it.
         mode = mount.MOUNT_ATTR_NOATIME * o.noatime or mount.MOUNT_ATTR_STRICTATIME * o.strictatime
         directories = mount.MOUNT_ATTR_NODIRATIME * o.nodiratime
-        if (o.one_file_system and self.source.directory) or ((mode or directories) and capable(21)):
+        if (o.one_file_system and self.source.directory) or ((mode or directories) and capable(CAP_SYS_ADMIN)):
             try:
                 self.clone_fd = _sys.clone_mount(
                     self.source_fd, mount.MOUNT_ATTR_ATIME_MODE if mode else 0, mode | directories,
@@ -520,9 +499,9 @@ class Session:
                 raise
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
-            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(4),
+            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(CAP_FSETID),
             o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
-            and capable_of_all(21)))
+            and capable_of_all(CAP_SYS_ADMIN)))
         log.debug(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
         log.debug(f"INIT: taken {' '.join(init.names(flags))}")
         self.passthrough = bool(flags & init.flag("PASSTHROUGH"))
@@ -544,7 +523,7 @@ class Session:
         # Buffer rings zero-copy with everything pinned or not at all.
         unpinned = wanted == BUFRING and not (self.pin and o.pin_headers)
         self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and not unpinned \
-            and capable_of_all(21)
+            and capable_of_all(CAP_SYS_ADMIN)
         if o.zero_copy == "on" and not self.zero_copy:
             if best == PER_ENTRY:
                 why = "--zero-copy: this kernel has none (Linux 7.3)"

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from . import mounting
+from .stdio import quiet
 
 _DISMISSED = b"dismissed"
 
@@ -48,9 +49,7 @@ def _watch(pipe: int) -> None:
     os.chdir("/")
     # Not the least /dev/fuse: the connection has to end with the daemon.
     os.dup2(pipe, 3)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
+    quiet()
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("passthru-watch")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
 from ..errors import UsageError
+from ..stdio import quiet
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +29,5 @@ def emit(lines: Iterable[str]) -> bool:
         sys.stdout.flush()
         return True
     except BrokenPipeError:
-        null = os.open("/dev/null", os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        quiet([sys.stdout.fileno()])
         return False

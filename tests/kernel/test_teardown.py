@@ -19,7 +19,8 @@ import pytest
 from _daemon import Daemon, detach, mounted, until, user_mode_linux
 from test_dialects import FIO, MIB, PATTERN, drop_caches, opened, pinned_buffers, read_at, start_line
 
-from passthru.session import capable, ring_parameter
+from passthru.capabilities import CAP_SYS_RESOURCE, capable
+from passthru.session import ring_parameter
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_pins_are_given_back(mount, abort, how):
 def limited(fs: Daemon, size: int) -> Daemon:
     """Without CAP_IPC_LOCK, and with so many bytes of memory that may be locked."""
     hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
-    if resource.RLIM_INFINITY != hard < size and not capable(24):  # CAP_SYS_RESOURCE
+    if resource.RLIM_INFINITY != hard < size and not capable(CAP_SYS_RESOURCE):
         pytest.skip(f"no more than {hard} bytes may be locked here")
     fs.command = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlimit", f"--memlock={size}:{size}",
                   *fs.command]

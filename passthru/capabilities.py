@@ -1,0 +1,36 @@
+"""What this process may do: capabilities(7), and ids of others."""
+from __future__ import annotations
+
+import os
+from typing import Final
+
+CAP_DAC_READ_SEARCH: Final = 2
+CAP_FSETID: Final = 4
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
+CAP_SYS_RESOURCE: Final = 24
+
+INITIAL_USER_NS: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO
+
+
+def capable(cap: int) -> bool:
+    """Has this process capability number `cap` (capabilities(7))?"""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
+    return bool(caps >> cap & 1)
+
+
+def capable_of_all(cap: int) -> bool:
+    """capable() in the first user namespace, and not only in a container's: capable() of the kernel."""
+    return capable(cap) and os.stat("/proc/self/ns/user").st_ino == INITIAL_USER_NS
+
+
+def can_act_as_caller() -> bool:
+    """May this process change its ids to any, here and not only in a user namespace of one user?"""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/setgroups", encoding="ascii") as f:
+        groups = f.read().strip() == "allow"
+    return groups and capable(CAP_SETGID) and capable(CAP_SETUID)
