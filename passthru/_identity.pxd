@@ -5,12 +5,11 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
-from passthru._abi cimport (
-    FUSE_EXT_GROUPS, fuse_ext_header, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups,
-)
+from passthru._abi cimport FUSE_EXT_GROUPS, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups
+from passthru._extension cimport Extension, extension_next
 from passthru._idmap cimport id_to_source
 from passthru._label cimport label_drop, label_take
-from passthru._libc cimport EACCES, EINVAL, EOVERFLOW, umask
+from passthru._libc cimport EACCES, EOVERFLOW, umask
 from passthru._request cimport Context, Request
 
 cdef enum:
@@ -19,26 +18,18 @@ cdef enum:
 
 cdef inline int supplementary_group(Request *r, gid_t *gid) noexcept nogil:
     """The group of FUSE_EXT_GROUPS (one at the most): 1, 0 if none came, -EINVAL if malformed."""
-    cdef uint32_t total = <uint32_t> r.h.total_extlen * 8
-    cdef uint32_t at = 0
-    cdef char *ext
-    cdef fuse_ext_header e     # extensions follow names, so they lie at any address
+    cdef Extension x
     cdef uint32_t groups[2]
-    if total == 0:
-        return 0
-    if total > r.arg_len:
-        return -EINVAL
-    ext = r.arg + r.arg_len - total
-    while at + sizeof(fuse_ext_header) <= total:
-        memcpy(&e, ext + at, sizeof(e))
-        if e.size < sizeof(fuse_ext_header) or e.size > total - at:
-            return -EINVAL
-        if e.type == FUSE_EXT_GROUPS and e.size >= sizeof(fuse_ext_header) + 8:
-            memcpy(groups, ext + at + sizeof(e), sizeof(groups))
+    cdef int more
+    x.next = 0
+    while True:
+        more = extension_next(r, &x)
+        if more <= 0:
+            return more
+        if x.type == FUSE_EXT_GROUPS and x.size >= sizeof(groups):
+            memcpy(groups, x.content, sizeof(groups))
             gid[0] = groups[1]
             return 1 if groups[0] else 0
-        at += (e.size + 7) & ~7u
-    return 0
 
 
 cdef inline int identity_take(Request *r) noexcept nogil:

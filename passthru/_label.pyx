@@ -10,6 +10,7 @@ from libc.stdlib cimport abort
 from libc.string cimport memchr, memcpy, strcmp
 
 from passthru._abi cimport *
+from passthru._extension cimport Extension, extension_next
 from passthru._libc cimport *
 from passthru._request cimport Context, Request
 
@@ -19,42 +20,36 @@ cdef enum:
 
 cdef int label_of(Request *r, char **label) noexcept nogil:
     """The length of the request's SELinux label; 0: none came, -EINVAL: malformed."""
-    cdef uint32_t total = <uint32_t> r.h.total_extlen * 8
-    cdef uint32_t at = 0, end, n
-    cdef char *ext
+    cdef Extension x
+    cdef uint32_t at, n
+    cdef int more
     cdef char *name
     cdef char *nul
-    cdef fuse_ext_header e
     cdef uint32_t size[2]
-    if total > r.arg_len:
-        return -EINVAL
-    ext = r.arg + r.arg_len - total
-    while at + sizeof(e) <= total:
-        memcpy(&e, ext + at, sizeof(e))
-        if e.size < sizeof(e) or e.size > total - at:
-            return -EINVAL
-        end = at + e.size
-        at += sizeof(e)
-        n = e.type if e.type <= MOST_CONTEXTS else 0
+    x.next = 0
+    while True:
+        more = extension_next(r, &x)
+        if more <= 0:
+            return more
+        at = 0
+        n = x.type if x.type <= MOST_CONTEXTS else 0
         while n:
             n -= 1
-            if end - at < sizeof(size):
+            if x.size - at < sizeof(size):
                 return -EINVAL
-            memcpy(size, ext + at, sizeof(size))
+            memcpy(size, x.content + at, sizeof(size))
             at += sizeof(size)
-            name = ext + at
-            nul = <char *> memchr(name, 0, end - at)
+            name = x.content + at
+            nul = <char *> memchr(name, 0, x.size - at)
             if nul == NULL:
                 return -EINVAL
-            at = <uint32_t> (nul + 1 - ext)
-            if size[0] > end - at:
+            at = <uint32_t> (nul + 1 - x.content)
+            if size[0] > x.size - at:
                 return -EINVAL
             if strcmp(name, "security.selinux") == 0:
-                label[0] = ext + at
+                label[0] = x.content + at
                 return <int> size[0]
             at += size[0]
-        at = (end + 7) & ~7u
-    return 0
 
 
 cdef int label_take(Request *r) noexcept nogil:
