@@ -27,7 +27,8 @@ cdef enum:
     PORTION = 4            # SQEs that are submitted at a time while there is backing I/O
     DRAIN_MS = 100         # for linked I/O at a forced end
     LARGE = 512 * 1024     # from this size on a payload belongs on huge pages
-    REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU
+    REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU,
+    REST_TURNS = 8         # and at least for so many times as long as they had it
     REST_MAX_NS = 1000000000
 
 
@@ -343,7 +344,7 @@ cdef inline bint spin(Worker *w) noexcept nogil:
             if now - before > limit:
                 # Others work on this CPU. Who yields to them waits for its turn again, behind all of
                 # them; who is woken up goes first.
-                spin_rest(w, now)
+                spin_rest(w, now, now - before)
                 return uring_ready(&w.ring)
         if now > end:
             return uring_ready(&w.ring)
@@ -359,9 +360,11 @@ cdef void drain_linked(Worker *w) noexcept nogil:
         uring_enter(&w.ring, 0)
 
 
-cdef void spin_rest(Worker *w, uint64_t now) noexcept nogil:
-    """Give spinning up for a while; for longer if it has not done well for as long as it had rested."""
+cdef void spin_rest(Worker *w, uint64_t now, uint64_t away) noexcept nogil:
+    """Others had the CPU for `away` ns: give spinning up, for longer if it did not do well for as long as it had rested."""
     w.spin_rest = w.spin_rest * 2 if now - w.spin_after < w.spin_rest else REST_NS
+    if w.spin_rest < away * REST_TURNS:
+        w.spin_rest = away * REST_TURNS
     if w.spin_rest > REST_MAX_NS:
         w.spin_rest = REST_MAX_NS
     w.spin_after = now + w.spin_rest

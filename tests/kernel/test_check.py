@@ -129,7 +129,7 @@ def switched_off(place):
     try:
         ns = Namespace(place / "namespace")
     except OSError as e:
-        pytest.skip(f"no overlayfs: {e}")
+        pytest.skip(f"no private /usr: {e}")
     (place / "N").write_text("N\n")
     ns.ok("mount", "--bind", place / "N", PARAMETER)
     yield ns

@@ -31,7 +31,7 @@ def space(place):
     try:
         ns = Namespace(place / "namespace")
     except OSError as e:
-        pytest.skip(f"no overlayfs for a private /usr: {e}")
+        pytest.skip(f"no private /usr: {e}")
     (place / "src").mkdir()
     (place / "src" / "f").write_text("here")
     for name in ("mnt", "mnt2"):
