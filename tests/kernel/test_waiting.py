@@ -100,12 +100,16 @@ def test_parallel_fsync_and_reads(mount):
     (fs.src / "data").write_bytes(os.urandom(4 << 20))
     done = threading.Event()
     reads = 0
+    end = time.monotonic() + 10
 
     def sync(n: int) -> None:
+        """Until something else was done beside it."""
         with open(fs.mnt / f"f{n}", "wb", buffering=0) as f:
-            for _ in range(8):
+            rounds = 0
+            while rounds < 8 or (reads <= 5 and time.monotonic() < end):
                 f.write(b"x" * 200_000)
                 os.fsync(f.fileno())
+                rounds += 1
 
     def read() -> None:
         nonlocal reads
