@@ -16,10 +16,12 @@ import stat
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import PassthruError, by_exit_code, reason
-from .stats import Snapshot
+
+if TYPE_CHECKING:  # numpy takes its time
+    from .stats import Snapshot
 
 PACKET = 65536
 MOST_CLIENTS = 16

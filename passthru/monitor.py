@@ -19,6 +19,7 @@ from . import stats
 from .errors import MountpointError, PassthruError
 from .mounting import MountInfo, mounts
 from .stats import Snapshot
+from .status_page import COUNTERS, KINDS
 
 MOUNTED = "mounted"
 ELSEWHERE = "in another namespace"  # of mounts
@@ -135,7 +136,7 @@ def threads(s: Snapshot) -> list[dict[str, Any]]:
     """The serving threads: each that has queues; the readers, and those of the pools, together."""
     rows = []
     for kind in ("queue", "dev", "pool"):
-        number = next(n for n, name in stats.KINDS.items() if name == kind)
+        number = next(n for n, name in KINDS.items() if name == kind)
         of_kind = s.threads[s.threads["kind"] == number]
         alone = kind == "queue"
         for group in [of_kind[n:n + 1] for n in range(len(of_kind))] if alone else [of_kind] if len(of_kind) else []:
@@ -145,7 +146,7 @@ def threads(s: Snapshot) -> list[dict[str, Any]]:
                 row["queues"] = bytes(group["queues"][0]).decode("ascii", "replace")
                 row["in_flight"] = max(0, int(group["ring_requests"].sum()) - int(group["commits"].sum()))
                 row["buffers_in_use"] = max(0, int(group["buffers_taken"].sum()) - int(group["buffers_given"].sum()))
-            row |= {name: int(group[name].sum()) for name in stats.COUNTERS}
+            row |= {name: int(group[name].sum()) for name in COUNTERS}
             rows.append(row)
     return rows
 
@@ -214,7 +215,7 @@ def status(m: Mount) -> dict[str, Any]:
             "pinned": bool(h["pinned"]), "in_use": max(0, taken) if ring else s.in_flight},
         "in_flight": s.in_flight, "inodes": int(h["inodes"]), "handles": int(h["handles"]),
         "backing_files": int(h["backings"]),
-        "totals": {name: s.total(name) for name in stats.COUNTERS},
+        "totals": {name: s.total(name) for name in COUNTERS},
         "threads": rows, "operations": operations(s), "process": process(s), "options": s.settings,
     }
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _sys, control, mounting, stats
+from . import _sys, control, mounting
 from . import options as opts
 from .capabilities import CAP_SYS_ADMIN, capable
 from .errors import MountError, UsageError, reason
+
+if TYPE_CHECKING:
+    from . import stats
 
 # Fields of Options that are flags of the mount: {name: its MS_ bit of mount(2)}.
 FLAGS = {
@@ -24,6 +27,8 @@ SHOWN = frozenset("user_id group_id blksize rootmode fd".split())
 
 def page_of(here: mounting.MountInfo) -> stats.Snapshot | None:
     """The status page of a live mount, or None."""
+    from . import stats  # numpy takes its time, and mounting needs none
+
     for snapshot in stats.pages(everybody=True)[0]:
         # A mount id alone may be that of a mount which has just gone.
         if (int(snapshot.header["mount_id"]), snapshot.mountpoint) == (here.mount_id, here.target) and snapshot.alive():

@@ -18,9 +18,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-import psutil
-
-from . import _server, _sys, _trace, init, log, stats, watcher
+from . import _server, _sys, _trace, init, log, status_page, watcher
 from . import mounting as mount
 from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
 from .control import Control
@@ -31,7 +29,7 @@ from .source import Source, open_source, reopen
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
-PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # stats.DIALECTS
+PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -43,6 +41,11 @@ def ring_parameter() -> str:
             return f.read().strip()
     except OSError:
         return ""
+
+
+def memory() -> int:
+    """The machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def has_acl(source_fd: int) -> bool:
@@ -183,7 +186,7 @@ class Session:
         self.wake_read = -1
         self.depth = options.queue_depth
         self.pool, self.pin = (0, 0), False
-        self.page: stats.Page | None = None
+        self.page: status_page.Page | None = None
         self.watcher: watcher.Watcher | None = None
         self.control: Control | None = None
         self.core: _server.ServerCore
@@ -203,7 +206,7 @@ class Session:
     def summary(self) -> str:
         o = self.options
         if self.transport == "ring":
-            how = f"ring transport, {stats.DIALECTS[self.dialect]} dialect"
+            how = f"ring transport, {status_page.DIALECTS[self.dialect]} dialect"
             if self.dialect != PER_ENTRY:
                 how += f" ({self.buffers} {'pinned ' if self.pinned else ''}buffers each)"
             how += f", {len(possible_cpus())} queues x {self.depth} entries"
@@ -313,23 +316,23 @@ class Session:
         self.identity = can_act_as_caller()
         size = _server.stats_size(threads)
         try:
-            self.page = stats.Page(size)
+            self.page = status_page.Page(size)
         except OSError as e:
-            raise PassthruError(f"status page in {stats.directory()}: {reason(e)}") from None
+            raise PassthruError(f"status page in {status_page.directory()}: {reason(e)}") from None
         cached = fd_cache_size()
         self.core = _server.ServerCore(
             self.source_fd, self.page.memory, threads, POOL_THREADS, cached,
             payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
-            fixed_budget=min(queues * self.depth * o.payload_size, psutil.virtual_memory().total // 64),
+            fixed_budget=min(queues * self.depth * o.payload_size, memory() // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
         grow_fd_table(self.source_fd, 2 * cached)
-        _trace.name_opcodes(stats.OPCODES)
+        _trace.name_opcodes(status_page.OPCODES)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)
         self.core.trace(o.debug_fuse)
         log.start()
-        self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, psutil.virtual_memory().total)
+        self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, memory())
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
         self.pin = o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers
         below, name = os.path.split(self.target)
@@ -383,7 +386,7 @@ class Session:
         try:
             self.control = Control(self.page.path, self.change)
         except OSError as e:
-            raise PassthruError(f"control socket in {stats.directory()}: {reason(e)}") from None
+            raise PassthruError(f"control socket in {status_page.directory()}: {reason(e)}") from None
 
     def _attach(self) -> None:
         """Put the mount at its place, unless fusermount3 has done so."""
@@ -519,7 +522,7 @@ class Session:
             return
         newest = BUFRING if request.minor >= 46 else PER_ENTRY
         best = BUFPOOL if request.offers("HAS_IO_URING_BUFPOOL") else newest
-        wanted = next((n for n, name in stats.DIALECTS.items() if name == o.dialect), best)
+        wanted = next((n for n, name in status_page.DIALECTS.items() if name == o.dialect), best)
         # Buffer rings zero-copy with everything pinned or not at all.
         unpinned = wanted == BUFRING and not (self.pin and o.pin_headers)
         self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and not unpinned \
@@ -683,6 +686,8 @@ class Session:
 
     def _check_level(self) -> None:
         """Debug builds: what was taken has been given back."""
+        from . import stats  # numpy, for debug builds only
+
         assert self.page is not None
         s = stats.read(self.page.path)
         asked, answered = s.total("ring_requests"), s.total("commits")

@@ -7,14 +7,10 @@ file of the right owner and size is not opened or not believed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import json
-import mmap
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,46 +19,23 @@ from typing import Any
 import numpy as np
 
 from .mounting import mounts
+from .status_page import (
+    BLOCK_FIELDS,
+    DIALECTS,
+    HEADER,
+    HEADER_FIELDS,
+    OPCODES,
+    TRANSPORTS,
+    directories,
+    header_of,
+    runs,
+    start_ticks,
+)
 
-MAGIC, VERSION, HEADER = 0x75726874, 2, 16384
-TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
-DIALECTS = {0: "", 1: "per-entry", 2: "bufring", 3: "bufpool"}
-KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
-SETTINGS = 6144  # room for the settings in the header
-BUCKETS = 224
 MOST_PAGES = 1000  # looked at in one directory
 
-HEADER_DTYPE = np.dtype([
-    ("magic", "u4"), ("version", "u4"), ("pid", "u4"), ("header_size", "u4"), ("threads", "u4"),
-    ("block_size", "u4"), ("used", "u4"), ("transport", "u4"), ("dialect", "u4"), ("queues", "u4"), ("depth", "u4"),
-    ("buffers", "u4"), ("readers", "u4"), ("pinned", "u4"), ("zero_copy", "u4"), ("passthrough", "u4"),
-    ("identity", "u4"), ("minor", "u4"), ("max_write", "u4"), ("payload_size", "u4"),
-    ("init_flags", "u8"), ("fuse_dev", "u8"), ("mount_id", "u8"), ("start_ticks", "u8"), ("started", "u8"),
-    ("settings_seq", "u4"), ("settings_len", "u4"), ("pad", "V64"),
-    ("inodes", "u4"), ("pad1", "V60"), ("handles", "u4"), ("pad2", "V60"), ("backings", "u4"), ("pad3", "V60"),
-    ("source", "S4096"), ("mountpoint", "S4096"), ("settings", f"V{SETTINGS}"),
-])
-COUNTERS = (
-    "ring_requests", "commits", "dev_requests", "dev_replies", "errors", "read_bytes", "write_bytes",
-    "io_inline", "io_ring", "io_fixed", "io_pool", "enters", "sleeps", "lookups", "forgets", "opens",
-    "releases", "entries_lost", "io_zero_copy", "refused", "buffers_taken", "buffers_given", "opens_passthrough",
-)
-THREAD_DTYPE = np.dtype(
-    [("kind", "u8"), ("cpu", "i8")] + [(n, "u8") for n in COUNTERS]
-    + [("spare", "u8", 7), ("queues", "S64"), ("ops", "u8", 64), ("op_errors", "u8", 64), ("op_ns", "u8", 64),
-       ("latency", "u8", (64, BUCKETS))])
-
-OPCODES = {
-    1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
-    10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE", 17: "STATFS",
-    18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR", 24: "REMOVEXATTR", 25: "FLUSH",
-    26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", 32: "SETLK",
-    33: "SETLKW", 34: "ACCESS", 35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL",
-    41: "NOTIFY_REPLY", 42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK",
-    47: "COPY_FILE_RANGE", 48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS", 51: "TMPFILE", 52: "STATX",
-    53: "COPY_FILE_RANGE_64",
-}
-
+HEADER_DTYPE = np.dtype(list(HEADER_FIELDS))
+THREAD_DTYPE = np.dtype(list(BLOCK_FIELDS))
 
 
 def _bounds() -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -72,103 +45,6 @@ def _bounds() -> np.ndarray[Any, np.dtype[np.int64]]:
 
 # Of the latency buckets, in ns: bucket n has what took BOUNDS[n] or more and less than BOUNDS[n + 1].
 BOUNDS = _bounds()
-
-
-def directory() -> Path:
-    """Where this user's daemons keep their pages: /run/passthru, or in the user's runtime directory."""
-    if os.geteuid() == 0:
-        return Path("/run/passthru")
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "passthru" if base else Path(f"/tmp/passthru-{os.geteuid()}")
-
-
-def directories(*, everybody: bool = False) -> list[tuple[Path, int]]:
-    """(directory, its owner's uid) wherever pages of this user may be; `everybody`: and of all users, for root."""
-    uid = os.geteuid()
-    found = {directory(): uid}
-    if uid:
-        found |= {Path(f"/run/user/{uid}/passthru"): uid, Path(f"/tmp/passthru-{uid}"): uid}
-    elif everybody:
-        for parent, prefix, rest in (("/run/user", "", "/passthru"), ("/tmp", "passthru-", "")):
-            with contextlib.suppress(OSError):
-                for name in os.listdir(parent):
-                    number = name.removeprefix(prefix)
-                    if name.startswith(prefix) and number.isascii() and number.isdigit():
-                        found[Path(f"{parent}/{name}{rest}")] = int(number)
-    return list(found.items())
-
-
-def start_ticks(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5)). OSError: there is none, or it has ended."""
-    with open(f"/proc/{pid}/stat", "rb") as f:
-        words = f.read().rpartition(b")")[2].split()
-    if words[0] in (b"Z", b"X"):
-        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
-    return int(words[19])
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return bool(start_ticks(pid))
-    except (OSError, IndexError, ValueError):
-        return False
-
-
-class Page:
-    """A daemon's own page: created for the owner's eyes, removed at the end."""
-
-    def __init__(self, size: int):
-        where = directory()
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        st = where.lstat()  # in /tmp it may be anybody's, or a link
-        if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, f"{where} can be written by others")
-        self._clean(where)
-        self.path = where / str(os.getpid())
-        self.path.unlink(missing_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            self.memory = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-        self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
-
-    @staticmethod
-    def _clean(where: Path) -> None:
-        """Remove what was left by daemons that were killed, but not while their dead mounts are there."""
-        there = {(m.dev, m.mount_id) for m in mounts()}
-        for left in where.iterdir():
-            number = left.name.removesuffix(".sock")
-            if not number.isdigit() or _runs(int(number)):
-                continue
-            with contextlib.suppress(OSError, ValueError):
-                header = read(where / number, os.geteuid()).header
-                if (header["fuse_dev"], header["mount_id"]) in there:
-                    continue
-            left.unlink(missing_ok=True)
-
-    def describe(self, **fields: int | bytes) -> None:
-        """Write fields of the header."""
-        header = np.frombuffer(self.memory, HEADER_DTYPE, 1)
-        for name, value in fields.items():
-            header[name] = value
-
-    def settings(self, options: dict[str, Any], why: str = "") -> None:
-        """Say which options are in effect, and why there is no ring. ValueError: there is no room for it."""
-        text = json.dumps({"options": options, "why": why}).encode()
-        if len(text) > SETTINGS:
-            raise ValueError("settings too long")
-        header = np.frombuffer(self.memory, HEADER_DTYPE, 1)
-        at = HEADER_DTYPE.fields["settings"][1]  # type: ignore[index]
-        header["settings_seq"] |= 1
-        self.memory[at:at + len(text)] = text
-        header["settings_len"] = len(text)
-        header["settings_seq"] += 1
-
-    def remove(self) -> None:
-        """Take the page out of sight; the memory stays as long as it is used."""
-        self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -303,17 +179,14 @@ def _read(fd: int, path: Path, owner: int | None) -> Snapshot:
     if not stat.S_ISREG(st.st_mode) or st.st_nlink > 1 or owner not in (None, st.st_uid):
         raise ValueError(f"{path}: not a status page")
     data = os.pread(fd, HEADER, 0)
-    if len(data) < HEADER:
-        raise ValueError(f"{path}: not a status page")
-    header = np.frombuffer(data, HEADER_DTYPE, 1)[0]
+    said = header_of(data, path)
     size = THREAD_DTYPE.itemsize
-    if (header["magic"], header["version"], header["header_size"], header["block_size"]) != (
-            MAGIC, VERSION, HEADER, size):
+    if said["block_size"] != size:
         raise ValueError(f"{path}: a status page of another version")
-    threads = int(header["threads"])
+    threads = said["threads"]
     if threads > 2 * (os.cpu_count() or 1) + 4096 or HEADER + threads * size > st.st_size:
         raise ValueError(f"{path}: a status page of the wrong size")
-    length = min(threads, int(header["used"])) * size
+    length = min(threads, said["used"]) * size
     blocks = bytearray(length)
     at = 0
     while at < length:
@@ -321,6 +194,7 @@ def _read(fd: int, path: Path, owner: int | None) -> Snapshot:
         if not n:
             raise ValueError(f"{path}: a status page of the wrong size")
         at += n
+    header = np.frombuffer(data, HEADER_DTYPE, 1)[0]
     return Snapshot(header, np.frombuffer(blocks, THREAD_DTYPE), st.st_uid, path)
 
 
@@ -352,7 +226,7 @@ def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:
             try:
                 yield _read(fd, where / name, owner)
             except ValueError as e:
-                if _runs(int(name)):
+                if runs(int(name)):
                     yield e
             finally:
                 os.close(fd)

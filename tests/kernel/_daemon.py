@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import passthru
-from passthru import _server, stats
+from passthru import _server, stats, status_page
 from passthru.mounting import mounts
 
 ROOT = Path(passthru.__file__).resolve().parent.parent
 START = re.compile(r"^passthru: .* on .*: (ring|/dev/fuse) transport, .*$", re.MULTILINE)
 UNCOUNTED = ("FORGET", "BATCH_FORGET", "INTERRUPT")  # come by /dev/fuse, ring or not (but see forgets_by_ring)
-FORGET = next(n for n, name in stats.OPCODES.items() if name == "FORGET")
-QUEUE = next(n for n, name in stats.KINDS.items() if name == "queue")
+FORGET = next(n for n, name in status_page.OPCODES.items() if name == "FORGET")
+QUEUE = next(n for n, name in status_page.KINDS.items() if name == "queue")
 RING_OPTIONS = tuple(shlex.split(os.environ.get("PASSTHRU_TEST_RING", "")))  # for all daemons that serve by the ring
 
 
@@ -275,7 +275,7 @@ class Daemon:
         if self.process.returncode != self.expected_code:
             problems.append(f"exit code {self.process.returncode} instead of {self.expected_code}")
         problems += self.strange_lines()
-        page = stats.directory() / str(self.pid)
+        page = status_page.directory() / str(self.pid)
         if self.process.returncode == -signal.SIGKILL:
             page.unlink(missing_ok=True)
         elif page.exists():

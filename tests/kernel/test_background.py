@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from _daemon import detach, mounted, run, until
 
-from passthru import stats
+from passthru import stats, status_page
 
 
 class Background:
@@ -59,7 +59,7 @@ def test_usable_at_once(daemon, transport):
     assert stats.of(daemon.mnt).total(f"{transport}_requests") > 0
     subprocess.run(["umount", daemon.mnt], check=True)
     daemon.wait()
-    assert not (stats.directory() / str(daemon.pid)).exists()
+    assert not (status_page.directory() / str(daemon.pid)).exists()
 
 
 def test_signal(daemon):

@@ -9,7 +9,7 @@ from _namespace import Namespace
 from _users import NOBODY
 from test_unprivileged import python_for_all
 
-from passthru import stats
+from passthru import status_page
 from passthru.session import PARAMETER, ring_parameter
 
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -57,11 +57,11 @@ def test_table(ends):
 def test_says_what_the_mount_is(mount, place, options):
     """The result's line is the start line of the same mount."""
     fs = mount(started=False)
-    pages = set(stats.directory().iterdir()) if stats.directory().exists() else set()
+    pages = set(status_page.directory().iterdir()) if status_page.directory().exists() else set()
     code, said = checked(*options, fs.src, fs.mnt)
     assert code == 0 and said["works"]
     assert not mounts_below(place)
-    left = {p for p in set(stats.directory().iterdir()) - pages if not p.name.split(".")[0].isdigit() or
+    left = {p for p in set(status_page.directory().iterdir()) - pages if not p.name.split(".")[0].isdigit() or
             not os.path.exists(f"/proc/{p.name.split('.')[0]}")}
     assert not left
     fs.transport = "dev" if "transport=dev" in options or ring_parameter() != "Y" else "ring"

@@ -12,7 +12,7 @@ import pytest
 from _daemon import Daemon, mounted, run, until
 from _users import NOBODY, as_user
 
-from passthru import monitor, stats
+from passthru import monitor, status_page
 from passthru.errors import MountpointError
 
 
@@ -69,7 +69,7 @@ def test_what_is_in_use(fs: Daemon):
         f.close()
     assert s.settings["spin_us"] == 50 and s.settings["transport"] == fs.transport
     assert s.alive() and s.pid == fs.pid and s.source == str(fs.src) and s.mountpoint == str(fs.mnt)
-    queues = s.threads[s.threads["kind"] == next(n for n, name in stats.KINDS.items() if name == "queue")]
+    queues = s.threads[s.threads["kind"] == next(n for n, name in status_page.KINDS.items() if name == "queue")]
     if fs.transport == "ring":
         assert sorted(bytes(q).decode() for q in queues["queues"])[0].startswith("0")
     else:
@@ -131,7 +131,7 @@ def test_daemon_that_was_killed(mount, place: Path):
     assert done.returncode == 1 and "ended without unmounting" in done.stderr and done.stderr.count("\n") == 1
     subprocess.run(["umount", "-l", dead.mnt], check=True)
     assert str(dead.mnt) not in {m["mountpoint"] for m in shown("list")}
-    (stats.directory() / str(dead.pid)).unlink()
+    (status_page.directory() / str(dead.pid)).unlink()
 
 
 def test_detached(fs: Daemon):

@@ -12,7 +12,7 @@ import pytest
 from _daemon import ROOT, detach, mounted, until
 
 import passthru
-from passthru import stats
+from passthru import status_page
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def gone(pid: int) -> bool:
             state = f.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         state = "Z"
-    return state == "Z" and not (stats.directory() / str(pid)).exists()
+    return state == "Z" and not (status_page.directory() / str(pid)).exists()
 
 
 def test_context(ends, transport):
@@ -123,7 +123,7 @@ def test_killed(ends, force):
     with pytest.raises(passthru.PassthruError, match="SIGKILL"):
         m.unmount(force=force)
     assert not mounted(ends[1])
-    (stats.directory() / str(m.pid)).unlink()
+    (status_page.directory() / str(m.pid)).unlink()
 
 
 def test_two_at_once(ends):

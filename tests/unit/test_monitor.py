@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from passthru import _testing, exposition, monitor, picture, stats
+from passthru import _testing, exposition, monitor, picture, stats, status_page
 from passthru.commands import list as list_command
 from passthru.commands import stats as stats_command
 from passthru.commands import status as status_command
 from passthru.errors import MountpointError, PassthruError, UsageError
 from passthru.mounting import MountInfo
 
-SIZE = stats.HEADER + 2 * stats.THREAD_DTYPE.itemsize
+SIZE = status_page.HEADER + 2 * stats.THREAD_DTYPE.itemsize
 
 
 def page(path: Path, **header) -> Path:
     """A page with two threads and some requests."""
     record = stats.np.zeros((), stats.HEADER_DTYPE)
-    fields = {"magic": stats.MAGIC, "version": stats.VERSION, "header_size": stats.HEADER, "threads": 2, "used": 2,
+    fields = {"magic": status_page.MAGIC, "version": status_page.VERSION, "header_size": status_page.HEADER,
+              "threads": 2, "used": 2,
               "block_size": stats.THREAD_DTYPE.itemsize, "pid": os.getpid(), "transport": 1, "dialect": 1,
-              "start_ticks": stats.start_ticks(os.getpid()), "started": 1, "fuse_dev": os.makedev(0, 77),
+              "start_ticks": status_page.start_ticks(os.getpid()), "started": 1, "fuse_dev": os.makedev(0, 77),
               "mount_id": 5, "source": b"/src", "mountpoint": b"/mnt", "passthrough": 1}
     for name, value in {**fields, **header}.items():
         record[name] = value
@@ -37,7 +38,7 @@ def page(path: Path, **header) -> Path:
     threads["op_errors"][0][16] = threads["errors"][0] = 1
     data = bytearray(SIZE)
     data[:record.nbytes] = record.tobytes()
-    data[stats.HEADER:] = threads.tobytes()
+    data[status_page.HEADER:] = threads.tobytes()
     path.write_bytes(data)
     path.chmod(0o600)
     return path
