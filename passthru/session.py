@@ -677,12 +677,7 @@ class Session:
         self.core.close()
         for queue in self.queues:
             queue.thread.release()
-        if self.control is not None:
-            self.control.close()
-        if self.page is not None:
-            self.page.remove()
-        if self.watcher is not None:
-            self.watcher.dismiss()
+        self._leave()
 
     def _check_level(self) -> None:
         """Debug builds: what was taken has been given back."""
@@ -702,6 +697,15 @@ class Session:
         if bad:
             raise PassthruError("counters not level: " + "; ".join(bad))
 
+    def _leave(self) -> None:
+        """From now on nobody is to find this daemon."""
+        if self.control is not None:
+            self.control.close()
+        if self.page is not None:
+            self.page.remove()
+        if self.watcher is not None:
+            self.watcher.dismiss()
+
     def _abandon(self) -> None:
         """Undo a start that failed."""
         if self.visible:
@@ -715,12 +719,7 @@ class Session:
             self.core.stop()
         for queue in self.queues:
             queue.go.set()
-        if self.control is not None:
-            self.control.close()
-        if self.page is not None:
-            self.page.remove()
-        if self.watcher is not None:
-            self.watcher.dismiss()
+        self._leave()
 
 
 def run(
