@@ -1,5 +1,5 @@
 # The status page's layout: a header and one block per serving thread, written by it alone, in a shared
-# mapping that passthru/stats.py reads. STATS_VERSION changes with the layout.
+# mapping that passthru/stats.py reads (names and sizes: status_page.py). STATS_VERSION changes with the layout.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport now_ns
