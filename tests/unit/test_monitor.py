@@ -277,3 +277,12 @@ def test_shown():
     assert monitor.shown("/a b/\u00e4") == "/a b/\u00e4"
     assert monitor.shown("/\x1b[1m\n\udcff") == r"/\x1b[1m\n\xff"
     assert monitor.uptime_text(90061) == "1 d 01:01:01"
+
+
+@pytest.mark.parametrize("header, least", [
+    ({"pinned": 1, "buffers": 3}, 6 << 20), ({"pinned": 0, "buffers": 3}, 0), ({"pinned": 0, "buffers": 0}, 0)])
+def test_pinned_memory(tmp_path, header, least):
+    """Not only what the kernel counts for the process, which may leave registered buffers out."""
+    where = page(tmp_path / "page", queues=2, payload_size=1 << 20, **header)
+    s = stats.read(where)
+    assert monitor.pool_pinned(s) == least and monitor.process(s)["pinned"] >= least
