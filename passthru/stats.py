@@ -25,9 +25,10 @@ from .status_page import (
     HEADER,
     HEADER_FIELDS,
     OPCODES,
+    READING,
     TRANSPORTS,
     directories,
-    header_of,
+    read_header,
     runs,
     start_ticks,
 )
@@ -178,15 +179,14 @@ def _read(fd: int, path: Path, owner: int | None) -> Snapshot:
     st = os.fstat(fd)
     if not stat.S_ISREG(st.st_mode) or st.st_nlink > 1 or owner not in (None, st.st_uid):
         raise ValueError(f"{path}: not a status page")
-    data = os.pread(fd, HEADER, 0)
-    said = header_of(data, path)
+    header = np.frombuffer(read_header(fd, path), HEADER_DTYPE, 1)[0]
     size = THREAD_DTYPE.itemsize
-    if said["block_size"] != size:
+    if header["block_size"] != size:
         raise ValueError(f"{path}: a status page of another version")
-    threads = said["threads"]
+    threads = int(header["threads"])
     if threads > 2 * (os.cpu_count() or 1) + 4096 or HEADER + threads * size > st.st_size:
         raise ValueError(f"{path}: a status page of the wrong size")
-    length = min(threads, said["used"]) * size
+    length = min(threads, int(header["used"])) * size
     blocks = bytearray(length)
     at = 0
     while at < length:
@@ -194,13 +194,12 @@ def _read(fd: int, path: Path, owner: int | None) -> Snapshot:
         if not n:
             raise ValueError(f"{path}: a status page of the wrong size")
         at += n
-    header = np.frombuffer(data, HEADER_DTYPE, 1)[0]
     return Snapshot(header, np.frombuffer(blocks, THREAD_DTYPE), st.st_uid, path)
 
 
 def read(path: Path, owner: int | None = None) -> Snapshot:
     """Read a page. ValueError if it is not one of this version, and of the user `owner` if that is given."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, READING)
     try:
         return _read(fd, path, owner)
     finally:
@@ -220,7 +219,7 @@ def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:
             names = [e.name for e in itertools.islice(entries, MOST_PAGES)]
         for name in sorted((n for n in names if n.isascii() and n.isdigit()), key=int):
             try:
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
+                fd = os.open(name, READING, dir_fd=directory_fd)
             except OSError:
                 continue  # just going
             try:

@@ -25,6 +25,7 @@ DIALECTS = {0: "", 1: "per-entry", 2: "bufring", 3: "bufpool"}
 KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
 SETTINGS = 6144  # room for the settings in the header
 BUCKETS = 224
+READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # what is a page, or may be anything
 
 # Fields of the header and of a thread's block, without gaps: (name, numpy's code of the type, how many).
 HEADER_FIELDS = (
@@ -113,14 +114,20 @@ def runs(pid: int) -> bool:
         return False
 
 
-def header_of(data: bytes, path: Path) -> dict[str, Any]:
-    """The header's fields by name, bytes as they are. ValueError: this is not a page of this version."""
+def field(page: bytes | mmap.mmap, name: str) -> Any:
+    """A field of a page's header."""
+    at, form = _PLACES[name]
+    return form.unpack_from(page, at)[0]
+
+
+def read_header(fd: int, path: Path) -> bytes:
+    """The header of a page. ValueError: it is not one of this version."""
+    data = os.pread(fd, HEADER, 0)
     if len(data) < HEADER:
         raise ValueError(f"{path}: not a status page")
-    header = {name: form.unpack_from(data, at)[0] for name, (at, form) in _PLACES.items()}
-    if (header["magic"], header["version"], header["header_size"]) != (MAGIC, VERSION, HEADER):
+    if (field(data, "magic"), field(data, "version"), field(data, "header_size")) != (MAGIC, VERSION, HEADER):
         raise ValueError(f"{path}: a status page of another version")
-    return header
+    return data
 
 
 class Page:
@@ -152,10 +159,12 @@ class Page:
             if not number.isdigit() or runs(int(number)):
                 continue
             with contextlib.suppress(OSError, ValueError):
-                fd = os.open(where / number, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                with os.fdopen(fd, "rb") as f:
-                    header = header_of(f.read(HEADER), where / number)
-                if (header["fuse_dev"], header["mount_id"]) in there:
+                fd = os.open(where / number, READING)
+                try:
+                    header = read_header(fd, where / number)
+                finally:
+                    os.close(fd)
+                if (field(header, "fuse_dev"), field(header, "mount_id")) in there:
                     continue
             left.unlink(missing_ok=True)
 
@@ -170,13 +179,10 @@ class Page:
         text = json.dumps({"options": options, "why": why}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
-        at, form = _PLACES["settings_seq"]
-        changing = form.unpack_from(self.memory, at)[0] | 1
+        changing = field(self.memory, "settings_seq") | 1
         self.describe(settings_seq=changing)
-        place = _PLACES["settings"][0]
-        self.memory[place:place + len(text)] = text
-        self.describe(settings_len=len(text))
-        form.pack_into(self.memory, at, changing + 1 & 0xFFFFFFFF)
+        self.describe(settings=text, settings_len=len(text))
+        self.describe(settings_seq=(changing + 1) & 0xFFFFFFFF)
 
     def remove(self) -> None:
         """Take the page out of sight; the memory stays as long as it is used."""

@@ -13,12 +13,13 @@ from _daemon import environment
 SET_UP = r"""
 set -e
 mount -t tmpfs none "$1"
-if grep -qw overlay /proc/filesystems || modprobe -q overlay; then
-    for d in usr etc; do
-        mkdir -p "$1/$d/upper" "$1/$d/work"
-        mount -t overlay -o "lowerdir=/$d,upperdir=$1/$d/upper,workdir=$1/$d/work" overlay "/$d"
-    done
-else # what the tests change there, as links to what was there; files that a link would write to are left out
+overlay() {
+    mkdir -p "$1/$2/upper" "$1/$2/work"
+    mount -t overlay -o "lowerdir=/$2,upperdir=$1/$2/upper,workdir=$1/$2/work" overlay "/$2"
+}
+if overlay "$1" usr 2>/dev/null; then
+    overlay "$1" etc
+else # no overlayfs: what the tests change there, as links to what was there, but for files that they would write to
     for d in usr/sbin usr/lib/systemd/system; do
         [ -d "/$d" ]
         mkdir -p "$1/was/$d" "$1/$d"
@@ -27,7 +28,7 @@ else # what the tests change there, as links to what was there; files that a lin
         find "$1/$d" -name '*passthru*' -delete
         mount --bind "$1/$d" "/$d"
     done
-    mkdir "$1/etc"
+    mkdir -p "$1/etc"
     cp -a /etc/. "$1/etc"
     mount --bind "$1/etc" /etc
 fi

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from passthru import _server, _testing, stats, status_page
+from passthru.mounting import MountInfo
 
 
 def make_page(path, **header):
@@ -133,6 +134,21 @@ def test_own_page(tmp_path, monkeypatch):
     assert not page.path.exists()
     page.memory[:4] = b"more"
     page.remove()
+
+
+def test_what_killed_daemons_left(tmp_path, monkeypatch):
+    """A new page's maker removes their pages and sockets, but not while their dead mounts are there."""
+    gone = 1 << 22  # beyond any pid
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    monkeypatch.setattr(status_page, "mounts", lambda: [MountInfo(5, 77, "/mnt", "fuse.passthru", "/src", 0)])
+    make_page(tmp_path / f"{gone + 1}", fuse_dev=77, mount_id=5)
+    for name in ("sock-of-another", f"{gone + 1}.sock", f"{gone + 2}.sock"):
+        (tmp_path / name).touch()
+    make_page(tmp_path / f"{gone + 2}", fuse_dev=77, mount_id=6)
+    (tmp_path / f"{gone + 3}").write_bytes(b"no page")
+    (tmp_path / f"{gone + 4}").symlink_to(f"{gone + 1}")
+    status_page.Page(_server.stats_size(1)).remove()
+    assert {p.name for p in tmp_path.iterdir()} == {f"{gone + 1}", f"{gone + 1}.sock", "sock-of-another"}
 
 
 def test_opcodes():
