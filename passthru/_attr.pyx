@@ -6,6 +6,7 @@ from libc.string cimport memset
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, kill_suidgid, later
 from passthru._entry cimport attr_fill, parent_of, stx_mask
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_restore, identity_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
@@ -95,12 +96,12 @@ cdef int op_statx(Request *r) noexcept nogil:
 
 cdef int set_size(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
     """truncate(2), by the open file if there is one for writing."""
-    cdef char path[32]
+    cdef char path[FD_PATH]
     if arg.valid & FATTR_KILL_SUIDGID:
         kill_suidgid(fd)
     if h != NULL and h.fd >= 0 and h.open_flags & O_ACCMODE != O_RDONLY:
         return -errno if ftruncate(h.fd, arg.size) < 0 else 0
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+    fd_path(path, fd)
     return -errno if truncate(path, arg.size) < 0 else 0
 
 

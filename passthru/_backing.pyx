@@ -10,6 +10,7 @@ from libc.stdlib cimport abort
 from libc.string cimport memset
 
 from passthru._abi cimport *
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -124,7 +125,7 @@ cdef void backing_forget(Server *s, Inode *i) noexcept nogil:
 
 cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil:
     """handle_fd() for the first operation that is not a read or write of a passthrough file."""
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef Inode *i = inode_at(&s.inodes, h.node)
     cdef int opath, fd
     if i == NULL:
@@ -132,7 +133,7 @@ cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil:
     opath = inode_fd(&s.inodes, i, h.node)
     if opath < 0:
         return opath
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
+    fd_path(path, opath)
     fd = open(path, h.open_flags)
     if fd < 0 and fds_short(&s.inodes, errno):
         fd = open(path, h.open_flags)

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport fh_fd, handle_fd
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -334,10 +335,10 @@ cdef void kill_suidgid(int fd) noexcept nogil:
 
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil:
     """fchmod(2), also of an O_PATH fd. 0 or -errno."""
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef int res = sys_fchmodat2(fd, "", mode, AT_EMPTY_PATH)
     if res == -ENOSYS:  # before 6.6
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        fd_path(path, fd)
         res = -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
     return res
 
@@ -394,11 +395,11 @@ cdef int op_write(Request *r) noexcept nogil:
 
 cdef int cache_fd(Handle *h) noexcept nogil:
     """A second fd of a file, without O_DIRECT and O_APPEND. -errno if it cannot be had."""
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef int fd = atomic_geti(&h.cache_fd)
     if fd >= 0:
         return fd
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
+    fd_path(path, h.fd)
     fd = open(path, (h.open_flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME)) | O_CLOEXEC)
     if fd < 0:
         return -errno

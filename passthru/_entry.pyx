@@ -9,6 +9,7 @@ from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, later
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
@@ -299,7 +300,7 @@ cdef int op_link(Request *r) noexcept nogil:
     cdef Inode *parent
     cdef Inode *i = inode_at(t, old)
     cdef statx stx
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef uint32_t node
     cdef int fd, source, res
     if name == NULL:
@@ -315,7 +316,7 @@ cdef int op_link(Request *r) noexcept nogil:
         return source
     res = linkat(source, "", fd, name, AT_EMPTY_PATH)
     if res < 0 and errno == ENOENT:  # no CAP_DAC_READ_SEARCH (before 6.10)
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", source)
+        fd_path(path, source)
         res = linkat(AT_FDCWD, path, fd, name, AT_SYMLINK_FOLLOW)
     if res == 0:
         res = c_statx(source, "", AT_EMPTY_PATH, stx_mask(), &stx)

@@ -6,6 +6,7 @@ from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
 from passthru._copy cimport BIG_CUT, handle_io_flags, kill_suidgid, later
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -107,7 +108,7 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef bint kill = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 and (flags & O_TRUNC) != 0
     cdef Inode *i
     cdef statx stx
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef int32_t backing = 0
     cdef bint pooled = r.ctx.stats.kind == T_POOL
     cdef bint writing = s.config.passthrough and flags & O_ACCMODE != O_RDONLY  # a file to be passed through
@@ -136,7 +137,7 @@ cdef int op_open(Request *r) noexcept nogil:
             return res
         (<Handle *> slab_at(&s.handles, out.fh)).pinned = 1
         return sizeof(fuse_open_out)
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", opath)
+    fd_path(path, opath)
     if kill:
         kill_suidgid(opath)
     # Somebody's lease (F_SETLEASE) is waited for by a pool's thread.
@@ -172,7 +173,7 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef file_handle_max fh
     cdef statx stx
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef uint32_t node = 0
     cdef int64_t found
     cdef int32_t backing = 0
@@ -189,7 +190,7 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         if node:
             r.ctx.stats.lookups += 1
     if not node:
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        fd_path(path, fd)
         opath = open(path, O_PATH | O_CLOEXEC)
         found = opened_inode(r, opath, &stx) if opath >= 0 else -errno
         if found < 0:

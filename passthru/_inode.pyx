@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from passthru._abi cimport *
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._libc cimport *
 from passthru._slab cimport *
 
@@ -323,7 +324,7 @@ cdef int reopen_unlinked(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
 
     A handle may be closed and its fd's number reused meanwhile: what was opened is checked.
     """
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef uint64_t n
     cdef Handle *h
     cdef statx stx
@@ -331,7 +332,7 @@ cdef int reopen_unlinked(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     for n in range(<uint64_t> t.handles.chunks << CHUNK_BITS):
         h = <Handle *> slab_at(t.handles, n)
         if h != NULL and h.kind != H_FREE and h.node == node and h.fd >= 0:
-            snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
+            fd_path(path, h.fd)
             fd = open(path, O_PATH | O_CLOEXEC)
             if fd < 0:
                 continue

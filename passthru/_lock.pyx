@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._backing cimport fh_fd
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
@@ -100,7 +101,7 @@ cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexc
     cdef Table *t = table_of(s, h.node)
     cdef Owner *o
     cdef Owner *other
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef int fd
     cdef bint writable = True
     o = owner_find(s, h.node, arg.owner)
@@ -109,7 +110,7 @@ cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexc
         return 0
     # The kernel has checked that the caller's file is open for the kind of lock. Locks of both
     # kinds need an fd for both; where the source cannot be written, read locks are all there is.
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", h.fd)
+    fd_path(path, h.fd)
     fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK)
     if fd < 0 and errno in (EACCES, EROFS, ETXTBSY, EPERM):
         writable = False

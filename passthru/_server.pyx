@@ -14,6 +14,7 @@ from passthru._abi cimport *
 from passthru._backing cimport backing_forget
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._dialect cimport worker_register, worker_spoil
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._gate cimport gate
 from passthru._idmap cimport map_caller
 from passthru._inode cimport *
@@ -84,7 +85,7 @@ cdef class ServerCore:
                   bint null_io=False, bint fixed_size=False):
         cdef char[::1] view = stats
         cdef statx stx
-        cdef char path[32]
+        cdef char path[FD_PATH]
         cdef int fd
         memset(&self.s, 0, sizeof(Server))
         self.s.below_fd = -1
@@ -129,7 +130,7 @@ cdef class ServerCore:
             c.root = ROOT_FIXED if fixed_size else ROOT_FILE
             c.fixed_size = stx.stx_size
         # By the fd, since a mount may lie over the source's name.
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", root_fd)
+        fd_path(path, root_fd)
         fd = open(path, O_PATH | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
         check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memmove, strcmp, strlen, strncmp
 
 from passthru._abi cimport *
 from passthru._entry cimport name_arg, parent_of
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._idmap cimport acl_returns, acl_to_mount, acl_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -17,10 +18,6 @@ from passthru._request cimport *
 
 cdef enum:
     SETXATTR_EXT = 1 << 29  # INIT flag: the request's argument has flags
-
-
-cdef inline void fd_path(char *path, int fd) noexcept nogil:
-    snprintf(path, 32, "/proc/self/fd/%d", fd)
 
 
 cdef int sized_reply(Request *r, long n, uint32_t asked) noexcept nogil:
@@ -49,7 +46,7 @@ cdef int op_getxattr(Request *r) noexcept nogil:
     cdef uint32_t asked = (<fuse_getxattr_in *> r.op_in).size
     cdef uint32_t at = 0
     cdef const char *name = name_arg(r, &at)
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef Inode *i
     cdef int fd
     cdef long n
@@ -92,7 +89,7 @@ cdef long without_trusted(Request *r, char *names, long n) noexcept nogil:
 
 cdef int op_listxattr(Request *r) noexcept nogil:
     cdef uint32_t asked = (<fuse_getxattr_in *> r.op_in).size
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef Inode *i
     cdef int fd
     cdef long n
@@ -133,7 +130,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
     cdef fuse_setxattr_in *arg = <fuse_setxattr_in *> r.op_in
     cdef uint32_t at = 0
     cdef const char *name = name_arg(r, &at)
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef Inode *i
     cdef int fd
     cdef statx stx
@@ -166,7 +163,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
 cdef int op_removexattr(Request *r) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = name_arg(r, &at)
-    cdef char path[32]
+    cdef char path[FD_PATH]
     cdef Inode *i
     cdef int fd
     cdef long n
