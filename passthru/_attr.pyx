@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, kill_suidgid, later
-from passthru._entry cimport attr_fill, parent_of, stx_mask
+from passthru._entry cimport attr_fill, parent_of, privileged, shown_mode, stx_mask
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_restore, identity_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
@@ -34,10 +34,13 @@ cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned 
 cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
     cdef Config *c = &server_of(r).config
     cdef fuse_attr_out *out = <fuse_attr_out *> r.out
-    out.attr_valid = c.attr_valid
-    out.attr_valid_nsec = c.attr_valid_nsec
+    cdef Inode *i = inode_at(&server_of(r).inodes, r.h.nodeid)
+    if i == NULL:
+        return -ESTALE
+    out.attr_valid = 0 if privileged(stx) else c.attr_valid
+    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
     out.dummy = 0
-    attr_fill(r, &out.attr, stx)
+    attr_fill(r, i, &out.attr, stx)
     return sizeof(fuse_attr_out)
 
 
@@ -53,15 +56,21 @@ cdef int op_statx(Request *r) noexcept nogil:
     cdef Config *c = &server_of(r).config
     cdef fuse_statx_out *out = <fuse_statx_out *> r.out
     cdef fuse_statx *s
+    cdef Filesystem *f
+    cdef Inode *i
     cdef statx stx
     cdef int res = stat_request(r, arg.fh, arg.getattr_flags & FUSE_GETATTR_FH,
                                 arg.sx_flags & (AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC),
                                 arg.sx_mask | stx_mask(), &stx)
     if res < 0:
         return res
+    i = inode_at(&server_of(r).inodes, r.h.nodeid)
+    if i == NULL:
+        return -ESTALE
+    f = &server_of(r).inodes.fs[i.fs]
     memset(out, 0, sizeof(fuse_statx_out))
-    out.attr_valid = c.attr_valid
-    out.attr_valid_nsec = c.attr_valid_nsec
+    out.attr_valid = 0 if privileged(&stx) else c.attr_valid
+    out.attr_valid_nsec = 0 if privileged(&stx) else c.attr_valid_nsec
     s = &out.stat
     s.mask = stx.stx_mask & (STATX_BASIC_STATS | STATX_BTIME)
     s.blksize = stx.stx_blksize
@@ -73,8 +82,8 @@ cdef int op_statx(Request *r) noexcept nogil:
     if server_of(r).config.mapped:
         s.uid = id_to_mount(&server_of(r).uids, s.uid)
         s.gid = id_to_mount(&server_of(r).gids, s.gid)
-    s.mode = stx.stx_mode
-    s.ino = stx.stx_ino ^ ino_salt(&server_of(r).inodes, &stx)
+    s.mode = <uint16_t> shown_mode(f, &stx)
+    s.ino = stx.stx_ino ^ f.salt
     s.size = stx.stx_size
     s.blocks = stx.stx_blocks
     s.atime.tv_sec = stx.stx_atime.tv_sec
@@ -85,8 +94,8 @@ cdef int op_statx(Request *r) noexcept nogil:
     s.ctime.tv_nsec = stx.stx_ctime.tv_nsec
     s.mtime.tv_sec = stx.stx_mtime.tv_sec
     s.mtime.tv_nsec = stx.stx_mtime.tv_nsec
-    s.rdev_major = stx.stx_rdev_major
-    s.rdev_minor = stx.stx_rdev_minor
+    s.rdev_major = 0 if f.flags & FS_NODEV else stx.stx_rdev_major
+    s.rdev_minor = 0 if f.flags & FS_NODEV else stx.stx_rdev_minor
     s.dev_major = stx.stx_dev_major
     s.dev_minor = stx.stx_dev_minor
     return sizeof(fuse_statx_out)

@@ -6,6 +6,7 @@ from passthru._libc cimport EBADF
 from passthru._request cimport Request, Server, server_of
 
 cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_t flags, bint wanted) noexcept nogil
+cdef void backings_sweep(Server *s) noexcept nogil
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil
 cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil
 

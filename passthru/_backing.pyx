@@ -107,6 +107,39 @@ cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
         backing_close(s, old)
 
 
+cdef void backings_sweep(Server *s) noexcept nogil:
+    """Let go of ids whose inode has had no open file since the last sweep: they keep removed files' space."""
+    cdef FdCache *c = &s.inodes.backings
+    cdef Inode *i
+    cdef uint32_t n
+    cdef int32_t old
+    for n in range(c.used):
+        spin_lock(&c.lock)
+        i = <Inode *> slab_at(&s.inodes.slab, c.nodes[n]) if c.nodes[n] else NULL
+        if i != NULL and (i.used or i.handles or not atomic_cas32(&i.pins, 0, EVICTING)):
+            if not i.slot:
+                i.used = 0  # no sweep of fds does so
+            i = NULL
+        if i != NULL and i.handles:
+            atomic_sub32(&i.pins, EVICTING)
+            i = NULL
+        if i != NULL:
+            c.nodes[n] = 0
+            i.backing_slot = 0
+        spin_unlock(&c.lock)
+        if i != NULL:
+            old = i.backing
+            atomic_seti(&i.backing, 0)
+            atomic_sub32(&i.pins, EVICTING)
+            backing_close(s, old)
+    spin_lock(&c.lock)
+    while c.used and not c.nodes[c.used - 1]:
+        c.used -= 1
+    if c.hand >= c.used:
+        c.hand = 0
+    spin_unlock(&c.lock)
+
+
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil:
     """An inode that is about to be freed; the caller has claimed it.
 

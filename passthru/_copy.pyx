@@ -520,4 +520,8 @@ cdef int blocking_syncfs(Request *r) noexcept nogil:
     if i == NULL:
         return -ESTALE
     # syncfs(2) refuses O_PATH fds.
-    return -errno if syncfs(t.fs[i.fs].mount_fd if t.fs[i.fs].mount_fd >= 0 else server_of(r).root_fd) < 0 else 0
+    cdef int fd = fs_fd(t, i.fs)
+    cdef int res = -errno if syncfs(fd if fd >= 0 else server_of(r).root_fd) < 0 else 0
+    if fd >= 0:
+        fs_unpin(t, i.fs)
+    return res

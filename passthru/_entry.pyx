@@ -14,6 +14,7 @@ from passthru._identity cimport identity_override, identity_restore, identity_ta
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._mounts cimport mount_facts
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
@@ -22,11 +23,6 @@ cdef enum:  # S_IFMT >> 12
     FORMAT_DIR = 4
     FORMAT_FILE = 8
     FORMAT_LINK = 10
-
-
-cdef unsigned stx_mask() noexcept nogil:
-    """What every statx(2) here asks for: the attributes and what identifies the inode."""
-    return STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
 
 
 cdef bint dot_or_dotdot(const char *name) noexcept nogil:
@@ -56,9 +52,26 @@ cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil:
     return name
 
 
-cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil:
-    """A fuse_attr of a statx(2) result."""
-    a.ino = stx.stx_ino ^ ino_salt(&server_of(r).inodes, stx)
+cdef uint32_t shown_mode(Filesystem *f, statx *stx) noexcept nogil:
+    """A mode as the mount's flags of the filesystem let it count: the kernel knows those of our mount only."""
+    cdef uint32_t mode = stx.stx_mode
+    if f.flags & FS_MOUNT_FLAGS and mode & S_IFMT == S_IFREG:
+        if f.flags & FS_NOSUID:
+            mode &= ~<uint32_t> (S_ISUID | S_ISGID)
+        if f.flags & FS_NOEXEC:
+            mode &= ~<uint32_t> 0o111
+    return mode
+
+
+cdef bint privileged(statx *stx) noexcept nogil:
+    """May a file give its rights to who runs it? What the kernel knows of that is never older than the question."""
+    return stx.stx_mode & (S_ISUID | S_ISGID) and stx.stx_mode & S_IFMT == S_IFREG
+
+
+cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:
+    """A fuse_attr of a statx(2) result of a known inode."""
+    cdef Filesystem *f = &server_of(r).inodes.fs[i.fs]
+    a.ino = stx.stx_ino ^ f.salt
     a.size = stx.stx_size
     a.blocks = stx.stx_blocks
     a.atime = stx.stx_atime.tv_sec
@@ -67,7 +80,7 @@ cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil:
     a.atimensec = stx.stx_atime.tv_nsec
     a.mtimensec = stx.stx_mtime.tv_nsec
     a.ctimensec = stx.stx_ctime.tv_nsec
-    a.mode = stx.stx_mode
+    a.mode = shown_mode(f, stx)
     a.nlink = stx.stx_nlink
     a.uid = stx.stx_uid
     a.gid = stx.stx_gid
@@ -76,6 +89,8 @@ cdef void attr_fill(Request *r, fuse_attr *a, statx *stx) noexcept nogil:
         a.gid = id_to_mount(&server_of(r).gids, a.gid)
     # The kernel's 32-bit form of a device number, not glibc's.
     a.rdev = (stx.stx_rdev_minor & 0xff) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~0xffu) << 12)
+    if f.flags & FS_NODEV:
+        a.rdev = 0  # no device has this number
     a.blksize = stx.stx_blksize
     a.flags = 0
 
@@ -94,65 +109,197 @@ cdef bint is_mountpoint(Server *s, Inode *parent, const char *name) noexcept nog
         makedev(s.inodes.fs[parent.fs].dev_major, s.inodes.fs[parent.fs].dev_minor) == s.below_dev
 
 
+cdef inline bint may_wait(Request *r) noexcept nogil:
+    """Is this a thread that may wait for a filesystem?"""
+    return r.ctx.stats.kind == T_POOL
+
+
+cdef inline int look_at(Request *r, Inode *parent, int parent_fd, const char *name, statx *stx) noexcept nogil:
+    """statx(2) of a name without an fd, where nothing is mounted below the source as far as is known.
+
+    If something has just been: AT_STATX_DONT_SYNC has a FUSE filesystem not be asked, whoever it is.
+    """
+    cdef int sync = AT_STATX_DONT_SYNC
+    if may_wait(r) or server_of(r).inodes.fs[parent.fs].flags & FS_STACKED:
+        sync = 0
+    return c_statx(parent_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | sync, stx_mask(), stx)
+
+
 cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *name, bint fresh,
                           statx *stx) noexcept nogil:
     """The nodeid of parent/name with its nlookup raised and its attributes in stx, or -errno.
 
-    fresh: the name was just made, so it is not worth asking whether it is known. Nor is it in
-    a directory where the last name was not: walking a new tree, a name costs two calls, not three.
+    -EXDEV: another filesystem is mounted there, which is for cross(). fresh: the name was just made, so it is
+    not worth asking whether it is known. Nor is it in a directory where the last name was not: walking a new
+    tree, a name costs two calls, not three.
     """
     cdef Server *s = server_of(r)
-    cdef file_handle_max fh
-    cdef int fs, fd
+    cdef int fd
     cdef int64_t node
     if is_mountpoint(s, parent, name):
         # Walking the name would ask ourselves, and wait for the answer. "." stays below the mount.
         fd = openat(s.below_fd, ".", O_PATH | O_CLOEXEC)
-    else:
-        if not fresh and parent.familiar:
-            if c_statx(parent_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, stx_mask(), stx) < 0:
-                return -errno
-            fs = fs_find(&s.inodes, stx)
-            if fs >= 0:
-                node = inode_find(&s.inodes, fs, stx, NULL)
-                if node == UNSURE:
-                    node = 0
-                    if sys_handle_of_name(parent_fd, name, &fh) == 0:
-                        node = inode_find(&s.inodes, fs, stx, &fh)
-                if node:
-                    r.ctx.stats.lookups += 1
-                    return node
-            parent.familiar = 0
-        fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0 and fds_short(&s.inodes, errno):
-            fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        return opened_inode(r, fd, stx) if fd >= 0 else -errno
+    if not fresh and parent.familiar and not s.inodes.mounts:
+        if look_at(r, parent, parent_fd, name, stx) < 0:
+            return -errno
+        if on_fs(&s.inodes.fs[parent.fs], stx):
+            node = inode_find(&s.inodes, parent.fs, stx, NULL)
+            if node and node != UNSURE:
+                r.ctx.stats.lookups += 1
+                return node
+            if not node:
+                parent.familiar = 0
+    # UNSURE: its handle tells, which must be that of what the attributes are of: so both by one fd.
+    fd = sys_openat_here(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if fd < 0 and fds_short(&s.inodes, -fd):
+        fd = sys_openat_here(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
-        return -errno
-    node = opened_inode(r, fd, stx)
-    if node > 0 and inode_at(&s.inodes, node).fd != fd:
+        return fd
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
+        node = -errno
+        close(fd)
+        return node
+    if not on_fs(&s.inodes.fs[parent.fs], stx):
+        return other_inode(r, fd, stx)
+    node = inode_add(&s.inodes, r.ctx.id, parent.fs, stx, fd, NULL)
+    if not node:
+        return -ENOMEM
+    r.ctx.stats.lookups += 1
+    if inode_at(&s.inodes, node).fd != fd:
         parent.familiar = 1
+    return node
+
+
+cdef int64_t other_inode(Request *r, int fd, statx *stx) noexcept nogil:
+    """The nodeid of what an O_PATH fd is, which it takes over, by the row of its filesystem; else as child_lookup().
+
+    Within a mount these are parts with a device number of their own, such as btrfs's subvolumes.
+    """
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef statx number
+    cdef uint32_t node
+    cdef int fs = fs_get(t, stx)
+    if fs < 0 and c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &number) == 0:
+        fs = fs_add(t, stx, fd, number.stx_mnt_id, mount_facts(t.mountinfo, fd, number.stx_mnt_id, stx))
+    if fs < 0:
+        close(fd)
+        return fs
+    node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
+    fs_put(t, fs)
+    if not node:
+        return -ENOMEM
+    r.ctx.stats.lookups += 1
     return node
 
 
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
     """The nodeid of the inode of an O_PATH fd, which it takes over; else as child_lookup()."""
-    cdef Server *s = server_of(r)
-    cdef uint32_t node
-    cdef int fs, e
+    cdef int e
     if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
         e = errno
         close(fd)
         return -e
-    fs = fs_find(&s.inodes, stx)
+    return other_inode(r, fd, stx)
+
+
+# --------------------------------------------------- into another filesystem
+#
+# On a thread that may wait. What is mounted there is learnt from the mount table, and what is not to be served is
+# not asked for anything: our own mount, and with root's rights the kernel's state and what a user makes up.
+
+cdef int64_t cross(Request *r, Inode *parent, int parent_fd, const char *name, statx *stx) noexcept nogil:
+    """child_lookup() of a name on which something is mounted."""
+    cdef Server *s = server_of(r)
+    cdef InodeTable *t = &s.inodes
+    cdef statx number
+    cdef uint32_t flags = 0
+    cdef int64_t node
+    cdef int fs
+    cdef int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if fd < 0:
+        return -errno
+    if c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, stx_mask(), stx) < 0 or \
+            c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &number) < 0:
+        node = -errno
+        close(fd)
+        return node
+    fs = fs_get(t, stx)
     if fs < 0:
-        fs = fs_add(&s.inodes, stx, fd)
+        if makedev(stx.stx_dev_major, stx.stx_dev_minor) != s.fuse_dev:
+            flags = mount_facts(t.mountinfo, fd, number.stx_mnt_id, stx)
+        if not served(s, flags, stx):
+            close(fd)
+            return covered(r, parent, parent_fd, name, number.stx_mnt_id, stx)
+    # From here on it may wait for the filesystem.
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
+        node = -errno
+        close(fd)
+        if fs >= 0:
+            fs_put(t, fs)
+        return node
+    if fs < 0:
+        fs = fs_add(t, stx, fd, number.stx_mnt_id, flags)
         if fs < 0:
             close(fd)
             return fs
-    node = inode_add(&s.inodes, r.ctx.id, fs, stx, fd, NULL)
+        if stx.stx_mode & S_IFMT == S_IFDIR:
+            fs_placed(t, fs, <uint32_t> r.h.nodeid, name)
+    node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
+    fs_put(t, fs)
     if not node:
         return -ENOMEM
     r.ctx.stats.lookups += 1
+    return node
+
+
+cdef bint served(Server *s, uint32_t flags, statx *stx) noexcept nogil:
+    """Is a filesystem below the source shown?"""
+    if makedev(stx.stx_dev_major, stx.stx_dev_minor) == s.fuse_dev:
+        return False
+    if flags & FS_SERVER and not s.config.trust_modes:
+        return not s.config.identity
+    return not s.config.identity or s.config.all_submounts or not flags & (FS_PSEUDO | FS_FOREIGN)
+
+
+cdef int64_t covered(Request *r, Inode *parent, int parent_fd, const char *name, uint64_t mount_id,
+                     statx *stx) noexcept nogil:
+    """child_lookup() of what lies under a mount: by a private copy of the directory's own mount, without any below."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef statx number
+    cdef int64_t node = -EACCES
+    cdef int fs = fs_covered(t, mount_id, parent.fs, parent.ino)
+    cdef int clone = -1, fd
+    if fs >= 0:
+        fd = openat(t.fs[fs].mount_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    else:
+        clone = sys_clone_bare(parent_fd)
+        if clone < 0:
+            return -EACCES  # it takes root
+        fd = openat(clone, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if fd >= 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) == 0 and \
+            c_statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &number) == 0:
+        if fs < 0:
+            fs = fs_add(t, stx, clone, number.stx_mnt_id, t.fs[parent.fs].flags & ~<uint32_t> FS_HANDLES)
+            if fs >= 0:
+                if t.fs[fs].mount_fd < 0:
+                    t.fs[fs].mount_fd = openat(clone, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+                t.fs[fs].covers_fs = parent.fs
+                t.fs[fs].covers_in = parent.ino
+                t.fs[fs].covers = mount_id
+        if fs >= 0:
+            node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
+            fd = -1
+            r.ctx.stats.lookups += node != 0
+            node = node if node else -ENOMEM
+    elif fd < 0:
+        node = -errno
+    if fd >= 0:
+        close(fd)
+    if clone >= 0:
+        close(clone)
+    if fs >= 0:
+        fs_put(t, fs)
     return node
 
 
@@ -160,13 +307,14 @@ cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept n
     """A fuse_entry_out; its size."""
     cdef Config *c = &server_of(r).config
     cdef fuse_entry_out *out = <fuse_entry_out *> to
+    cdef Inode *i = inode_at(&server_of(r).inodes, node)
     out.nodeid = node
-    out.generation = inode_at(&server_of(r).inodes, node).generation
+    out.generation = i.generation
     out.entry_valid = c.entry_valid
     out.entry_valid_nsec = c.entry_valid_nsec
-    out.attr_valid = c.attr_valid
-    out.attr_valid_nsec = c.attr_valid_nsec
-    attr_fill(r, &out.attr, stx)
+    out.attr_valid = 0 if privileged(stx) else c.attr_valid
+    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
+    attr_fill(r, i, &out.attr, stx)
     return sizeof(fuse_entry_out)
 
 
@@ -185,9 +333,17 @@ cdef int op_lookup(Request *r) noexcept nogil:
     if fd < 0:
         return fd
     node = child_lookup(r, parent, fd, name, False, &stx)
+    if node == -EXDEV and may_wait(r):
+        node = cross(r, parent, fd, name, &stx)
     inode_unpin(parent)
     if node > 0:
         return entry_reply(r, r.out, <uint32_t> node, &stx)
+    if node == -EXDEV:
+        return later(r, op_lookup)
+    if node in (-EMFILE, -ENFILE, -ESTALE, -EINTR, -EAGAIN):
+        # After any other error the kernel takes the name for gone, and what is mounted on it away. ESTALE has it
+        # look again.
+        return -ESTALE if node == -ESTALE else -ENOMEM
     if node == -ENOENT and (c.negative_valid or c.negative_valid_nsec):
         out = <fuse_entry_out *> r.out
         memset(out, 0, sizeof(fuse_entry_out))
@@ -232,7 +388,7 @@ cdef int made(Request *r, Inode *parent, int fd, const char *name, int res, unsi
     node = child_lookup(r, parent, fd, name, True, &stx)
     inode_unpin(parent)
     if node < 0:
-        return <int> node
+        return <int> node if node != -EXDEV else -ESTALE
     if stx.stx_mode >> 12 != (format or FORMAT_FILE):
         inode_forget(&server_of(r).inodes, node, 1)
         r.ctx.stats.forgets += 1
@@ -310,6 +466,9 @@ cdef int op_link(Request *r) noexcept nogil:
     fd = parent_of(r, &parent)
     if fd < 0:
         return fd
+    if i.fs != parent.fs:
+        inode_unpin(parent)
+        return -EXDEV
     source = inode_fd(t, i, <uint32_t> old)
     if source < 0:
         inode_unpin(parent)
@@ -336,28 +495,65 @@ cdef int op_link(Request *r) noexcept nogil:
 
 # --------------------------------------------------- removing and renaming
 
-cdef bint takes_long(Request *r, int fd, const char *name) noexcept nogil:
+cdef bint takes_long(Request *r, Inode *parent, int fd, const char *name) noexcept nogil:
     """Is `name` the last name of a file so big that removing it is nothing for a thread that serves a queue?"""
     cdef statx stx
-    return r.ctx.stats.kind != T_POOL and \
-        c_statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &stx) == 0 and \
-        stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
+    cdef int at, res
+    if may_wait(r):
+        return False
+    if server_of(r).inodes.mounts:  # looking at the name itself might lead elsewhere
+        at = sys_openat_here(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if at < 0:
+            return False
+        res = c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx)
+        close(at)
+    else:
+        res = look_at(r, parent, fd, name, &stx)
+    return res == 0 and stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
+
+
+cdef bint sticky(int fd) noexcept nogil:
+    cdef statx stx
+    return c_statx(fd, "", AT_EMPTY_PATH, STATX_MODE, &stx) == 0 and stx.stx_mode & S_ISVTX
+
+
+cdef int stick_to_caller(Request *r, int fd, int fd2) noexcept nogil:
+    """Where a directory is sticky it counts who owns what is there now: have the source itself look, for the caller.
+
+    The kernel has looked at what it knew of the names. The caller's right to write there is not asked for again,
+    since it may rest on groups that are not told. 1: till identity_restore(); 0: not needed; -errno.
+    """
+    cdef int res
+    if not server_of(r).config.identity or r.h.uid == 0 or r.h.uid == NO_ID:
+        return 0
+    if not sticky(fd) and (fd2 == fd or not sticky(fd2)):
+        return 0
+    res = identity_take(r)
+    if res < 0:
+        return res
+    sys_cap_override()
+    return 1
 
 
 cdef int remove(Request *r, int flags) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef Inode *parent
-    cdef int fd, res
+    cdef int fd, res, stuck
     if name == NULL:
         return -EINVAL
     fd = parent_of(r, &parent)
     if fd < 0:
         return fd
-    if not flags and takes_long(r, fd, name):
+    if not flags and takes_long(r, parent, fd, name):
         inode_unpin(parent)
         return later(r, op_unlink)
-    res = -errno if unlinkat(fd, name, flags) < 0 else 0
+    stuck = stick_to_caller(r, fd, fd)
+    res = stuck
+    if stuck >= 0:
+        res = -errno if unlinkat(fd, name, flags) < 0 else 0
+    if stuck > 0:
+        identity_restore(r)
     inode_unpin(parent)
     return res
 
@@ -377,7 +573,7 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     cdef const char *newname = entry_arg(r, &at)
     cdef Inode *parent
     cdef Inode *to = inode_at(t, newdir)
-    cdef int fd, fd2, res
+    cdef int fd, fd2, res, stuck
     if name == NULL or newname == NULL:
         return -EINVAL
     if to == NULL:
@@ -385,15 +581,23 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     fd = parent_of(r, &parent)
     if fd < 0:
         return fd
+    if to.fs != parent.fs:  # and the other one may hang
+        inode_unpin(parent)
+        return -EXDEV
     fd2 = inode_fd(t, to, <uint32_t> newdir)
     if fd2 < 0:
         inode_unpin(parent)
         return fd2
-    if not flags and takes_long(r, fd2, newname):
+    if not flags and takes_long(r, to, fd2, newname):
         inode_unpin(parent)
         inode_unpin(to)
         return later(r, op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename)
-    res = sys_renameat2(fd, name, fd2, newname, flags)
+    stuck = stick_to_caller(r, fd, fd2)
+    res = stuck
+    if stuck >= 0:
+        res = sys_renameat2(fd, name, fd2, newname, flags)
+    if stuck > 0:
+        identity_restore(r)
     inode_unpin(parent)
     inode_unpin(to)
     return res

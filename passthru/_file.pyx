@@ -183,12 +183,13 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         res = -errno
         close(fd)
         return res
-    fs = fs_find(&s.inodes, &stx)
+    fs = fs_get(&s.inodes, &stx)
     if fs >= 0:
         if s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &fh) == 0:
             node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &fh)
         if node:
             r.ctx.stats.lookups += 1
+        fs_put(&s.inodes, fs)
     if not node:
         fd_path(path, fd)
         opath = open(path, O_PATH | O_CLOEXEC)

@@ -3,20 +3,21 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
 from passthru._libc cimport O_ACCMODE, O_DIRECT, O_RDONLY, statx
+from passthru._mounts cimport (
+    FS_FOREIGN, FS_HANDLES, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID, FS_PSEUDO, FS_REMOTE,
+    FS_SERVER, FS_STACKED,
+)
 from passthru._slab cimport Slab, slab_at
 
 cdef enum:
     HASH_SHARDS = 64
-    MAX_FS = 1024
+    MAX_FS = 65535
+    FS_BUCKETS = 256
+    NO_FS = 65535
     INLINE_HANDLE = 24
     EVICTING = 0x80000000  # in Inode.pins: its fd is being closed
     UNSURE = 0xffffffff    # inode_find()
     NO_HANDLE = 255        # Inode.handle_len: its fd must stay open
-    # Filesystem.flags
-    FS_HANDLES = 1         # inodes can be opened by handle
-    FS_MEMORY = 2          # tmpfs and kin: I/O never waits for a device
-    FS_REMOTE = 4          # any operation may wait for a network or another daemon
-    FS_NO_BACKING = 8      # its files cannot be passed through by the kernel
     # Handle.kind
     H_FREE = 0
     H_FILE = 1
@@ -29,14 +30,26 @@ cdef enum:
     H_DIRECT = 16          # the source fd is O_DIRECT
     H_REMOTE = 32          # even submitting may wait
 
-cdef struct Filesystem:
-    uint64_t mnt_id
+cdef struct Filesystem:        # a mount and device of the source or below it; index 0 is the source's own
+    uint64_t mnt_id        # STATX_MNT_ID_UNIQUE if the kernel has it
+    uint64_t number        # in mountinfo(5)
     uint32_t dev_major
     uint32_t dev_minor
-    int mount_fd           # for open_by_handle_at(2)
+    uint32_t users         # inodes, and who is just about to add one; the row goes with the last
+    uint32_t pins          # operations using mount_fd; EVICTING: it is being closed or opened
+    int32_t mount_fd       # for open_by_handle_at(2); -1: none, or closed while nobody needs it
     uint32_t flags
-    uint64_t type          # statfs(2) f_type
     uint64_t salt          # of inode numbers: one st_dev shows all filesystems below the source
+    uint32_t next          # of its hash bucket, or of the free rows; + 1
+    bint live
+    uint32_t used          # since the last sweep
+    # Where it is mounted, if that is known: nodeid and name, to open mount_fd again.
+    uint32_t above         # a lookup of it is ours
+    char *name
+    # What lies under a mount that is not shown: of which mount, in which directory.
+    uint64_t covers
+    uint64_t covers_in
+    uint16_t covers_fs
 
 cdef enum:
     # Inode.direct_past. Open for direct writing at a time, since the inode had no open file:
@@ -96,16 +109,24 @@ cdef struct FdCache:
 cdef struct InodeTable:
     Slab slab
     HashShard shards[HASH_SHARDS]
-    Filesystem fs[MAX_FS]
-    uint32_t fs_count
+    Filesystem *fs         # [MAX_FS], memory comes with use
+    uint32_t fs_count      # rows used so far, at a time or another
+    uint32_t fs_free       # the first row given back + 1
+    uint32_t fs_buckets[FS_BUCKETS]
     uint32_t fs_lock
+    int mountinfo          # an fd of /proc/self/mountinfo; -1: none
+    uint32_t enforced      # FS_MOUNT_FLAGS that our own mount has for all of it
+    uint32_t mounts        # something may be mounted below the source
+    bint unique            # mount ids are never used again (Linux 6.8)
     uint32_t generation
     FdCache fds
     FdCache backings       # inodes with a backing id
     void (*forget)(void *session, Inode *i) noexcept nogil  # before an inode is freed
     void *session
     Slab *handles          # to find an unlinked inode's open file
-    uint32_t remote        # some filesystem here is FS_REMOTE
+    uint32_t remote        # how many rows are FS_REMOTE
+    uint32_t unhandled     # some row has no file handles
+    uint64_t walked        # see sweep_held()
 
 cdef inline bint direct_writing(uint32_t open_flags) noexcept nogil:
     return open_flags & O_DIRECT and open_flags & O_ACCMODE != O_RDONLY
@@ -126,10 +147,17 @@ cdef struct Handle:
     int64_t next_off       # cookie of the entry at buf_pos
     char *buf              # directory entries read and not yet given out
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles) noexcept nogil
+cdef unsigned stx_mask() noexcept nogil
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil
 cdef void table_destroy(InodeTable *t) noexcept nogil
-cdef int fs_find(InodeTable *t, statx *stx) noexcept nogil
-cdef int fs_add(InodeTable *t, statx *stx, int fd) noexcept nogil
+cdef void table_sweep(InodeTable *t) noexcept nogil
+cdef void mounts_changed(InodeTable *t) noexcept nogil
+cdef int fs_get(InodeTable *t, statx *stx) noexcept nogil
+cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t flags) noexcept nogil
+cdef void fs_put(InodeTable *t, unsigned fs) noexcept nogil
+cdef int fs_covered(InodeTable *t, uint64_t mnt_id, unsigned fs, uint64_t ino) noexcept nogil
+cdef int fs_fd(InodeTable *t, unsigned fs) noexcept nogil
+cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name) noexcept nogil
 cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *fh) noexcept nogil
@@ -163,17 +191,14 @@ cdef inline void inode_unpin(Inode *i) noexcept nogil:
     atomic_sub32(&i.pins, 1)
 
 
-cdef inline uint64_t ino_salt(InodeTable *t, statx *stx) noexcept nogil:
-    """What makes inode numbers of submounts differ from those of the source; 0 for the source's own.
+cdef inline bint on_fs(Filesystem *f, statx *stx) noexcept nogil:
+    """Does an object lie on that filesystem and mount?"""
+    return f.mnt_id == stx.stx_mnt_id and f.dev_minor == stx.stx_dev_minor and f.dev_major == stx.stx_dev_major
 
-    With one st_dev for all, two files of the same number and several links would be taken for
-    one by tar and cp -a.
-    """
-    cdef int fs
-    if t.fs_count == 1 or (t.fs[0].dev_minor == stx.stx_dev_minor and t.fs[0].dev_major == stx.stx_dev_major):
-        return 0
-    fs = fs_find(t, stx)
-    return t.fs[fs].salt if fs >= 0 else 0
+
+cdef inline void fs_unpin(InodeTable *t, unsigned fs) noexcept nogil:
+    """The end of what fs_fd() began."""
+    atomic_sub32(&t.fs[fs].pins, 1)
 
 
 cdef inline Handle *handle_at(Slab *handles, uint64_t fh, unsigned kind) noexcept nogil:

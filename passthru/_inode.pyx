@@ -11,31 +11,25 @@ thread that swaps pins from 0 to EVICTING owns fd and handle until it swaps back
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strdup
 
 from passthru._abi cimport *
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._libc cimport *
+from passthru._mounts cimport mount_facts, mounts_below, mounts_each
 from passthru._slab cimport *
 
 cdef enum:
     NO_SLOT = 0xffffffff
-    TMPFS_MAGIC = 0x01021994
-    RAMFS_MAGIC = 0x858458f6
-    HUGETLBFS_MAGIC = 0x958458f6
+    WALK = 8192            # inodes that a sweep looks at besides those in the cache
 
-# statfs(2) f_type of filesystems whose operations wait for somebody else.
-cdef uint32_t REMOTE[10]
-REMOTE[0] = 0x6969        # nfs
-REMOTE[1] = 0x517b        # smbfs
-REMOTE[2] = 0xff534d42    # cifs
-REMOTE[3] = 0xfe534d42    # smb2
-REMOTE[4] = 0x00c36400    # ceph
-REMOTE[5] = 0x65735546    # fuse
-REMOTE[6] = 0x01021997    # 9p
-REMOTE[7] = 0x5346414f    # afs
-REMOTE[8] = 0x0bd00bd0    # lustre
-REMOTE[9] = 0x01161970    # gfs2
+
+cdef unsigned stx_mask() noexcept nogil:
+    """What every statx(2) here asks for: the attributes and what identifies the inode.
+
+    Kernels that know both kinds of mount ids give the one that is never used again.
+    """
+    return STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 
 
 cdef inline uint64_t hash_key(unsigned fs, uint64_t ino) noexcept nogil:
@@ -49,21 +43,31 @@ cdef inline uint64_t stx_btime(statx *stx) noexcept nogil:
     return <uint64_t> stx.stx_btime.tv_sec * 1000000000u + stx.stx_btime.tv_nsec
 
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles) noexcept nogil:
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil:
     """A table whose nodeid 1 is what `root_fd` (O_PATH) is, which it takes over. 0 or -errno.
 
     That is a directory, a regular file, or a block device, which is then taken for a regular file.
+    mountinfo: an fd of /proc/self/mountinfo, or -1; stays the caller's.
     """
     cdef statx stx
     cdef int r, fs
     cdef unsigned n
+    cdef uint32_t flags
+    cdef uint64_t number
+    cdef void *rows
     cdef Inode *i
     cdef uint32_t node
     memset(t, 0, sizeof(InodeTable))
     t.handles = handles
+    t.mountinfo = mountinfo
     r = slab_init(&t.slab, sizeof(Inode))
     if r < 0:
         return r
+    rows = mmap(NULL, MAX_FS * sizeof(Filesystem), PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if rows == MAP_FAILED:
+        return -ENOMEM
+    t.fs = <Filesystem *> rows
     for n in range(HASH_SHARDS):
         t.shards[n].buckets = <uint32_t *> calloc(64, sizeof(uint32_t))
         if t.shards[n].buckets == NULL:
@@ -74,11 +78,17 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
     t.backings.nodes = <uint32_t *> calloc(fd_cache, sizeof(uint32_t))
     if t.fds.nodes == NULL or t.backings.nodes == NULL:
         return -ENOMEM
-    if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID, &stx) < 0:
+    if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &stx) < 0:
         return -errno
-    fs = fs_add(t, &stx, root_fd)
+    number = stx.stx_mnt_id
+    if c_statx(root_fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+        return -errno
+    t.unique = stx.stx_mask & STATX_MNT_ID_UNIQUE
+    flags = mount_facts(mountinfo, root_fd, number, &stx)
+    fs = fs_add(t, &stx, root_fd, number, flags)  # in use for good
     if fs < 0:
         return fs
+    mounts_changed(t)
     node = inode_add(t, 0, fs, &stx, root_fd, NULL)
     if node != FUSE_ROOT_ID:
         return -ENOMEM
@@ -107,8 +117,11 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
         if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
             free(i.handle.there)
     for n in range(t.fs_count):
-        if t.fs[n].mount_fd >= 0:
+        if t.fs[n].live and t.fs[n].mount_fd >= 0:
             close(t.fs[n].mount_fd)
+        free(t.fs[n].name)
+    if t.fs != NULL:
+        munmap(t.fs, MAX_FS * sizeof(Filesystem))
     for n in range(HASH_SHARDS):
         free(t.shards[n].buckets)
     free(t.fds.nodes)
@@ -117,65 +130,222 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
 
 
 # ------------------------------------------------------------ filesystems
+#
+# A row lives while an inode of it is known, or somebody is about to add one (`users`). While nobody works there
+# its mount_fd is closed, so that it can be unmounted; the mount is then found again by its place, and
+# recognised by its id.
 
-cdef int fs_find(InodeTable *t, statx *stx) noexcept nogil:
-    """Number of the filesystem (device and mount) an object lies on, or -ENOENT."""
-    cdef uint32_t n, count = atomic_get32(&t.fs_count)
-    for n in range(count):
-        if t.fs[n].mnt_id == stx.stx_mnt_id and t.fs[n].dev_minor == stx.stx_dev_minor \
-                and t.fs[n].dev_major == stx.stx_dev_major:
-            return n
+cdef inline unsigned fs_bucket(uint64_t mnt_id, uint32_t dev_minor) noexcept nogil:
+    return <unsigned> ((mnt_id * 0x9e3779b97f4a7c15u) >> 40 ^ dev_minor) & (FS_BUCKETS - 1)
+
+
+cdef int fs_lookup(InodeTable *t, statx *stx) noexcept nogil:
+    """The row of a filesystem, with one more user; -ENOENT. Under the lock."""
+    cdef uint32_t n = t.fs_buckets[fs_bucket(stx.stx_mnt_id, stx.stx_dev_minor)]
+    while n:
+        if on_fs(&t.fs[n - 1], stx):
+            atomic_add32(&t.fs[n - 1].users, 1)
+            return n - 1
+        n = t.fs[n - 1].next
     return -ENOENT
 
 
-cdef int fs_add(InodeTable *t, statx *stx, int fd) noexcept nogil:
-    """fs_find(), or learn about the filesystem of the object `fd` (O_PATH). -errno if full."""
-    cdef Filesystem f
-    cdef statfs sf
+cdef int fs_get(InodeTable *t, statx *stx) noexcept nogil:
+    """The row of the filesystem (device and mount) that an object lies on, or -ENOENT. To be given back by fs_put()."""
+    cdef int n
+    spin_lock(&t.fs_lock)
+    n = fs_lookup(t, stx)
+    spin_unlock(&t.fs_lock)
+    return n
+
+
+cdef int fs_covered(InodeTable *t, uint64_t mnt_id, unsigned fs, uint64_t ino) noexcept nogil:
+    """fs_get() of what lies under the mount `mnt_id` in a directory."""
+    cdef uint32_t n
+    cdef int found = -ENOENT
+    spin_lock(&t.fs_lock)
+    for n in range(t.fs_count):
+        if t.fs[n].live and t.fs[n].covers == mnt_id and t.fs[n].covers_fs == fs and t.fs[n].covers_in == ino:
+            atomic_add32(&t.fs[n].users, 1)
+            found = n
+            break
+    spin_unlock(&t.fs_lock)
+    return found
+
+
+cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t flags) noexcept nogil:
+    """fs_get(), or a new row for the filesystem of the object `fd` (O_PATH). -errno if there are too many.
+
+    number: of its mount in mountinfo(5); flags: FS_ ones. May wait for the filesystem.
+    """
+    cdef Filesystem *f
     cdef file_handle_max fh
     cdef unsigned k
-    cdef int n = fs_find(t, stx)
-    cdef int probe
+    cdef int n = fs_get(t, stx)
+    cdef int mount_fd = -1, probe
     if n >= 0:
         return n
-    memset(&f, 0, sizeof(f))
-    f.mnt_id = stx.stx_mnt_id
-    f.dev_major = stx.stx_dev_major
-    f.dev_minor = stx.stx_dev_minor
-    f.mount_fd = -1
-    if fstatfs(fd, &sf) == 0:
-        f.type = <uint32_t> sf.f_type
-    if f.type == TMPFS_MAGIC or f.type == RAMFS_MAGIC or f.type == HUGETLBFS_MAGIC:
-        f.flags |= FS_MEMORY
-    for k in range(10):
-        if f.type == REMOTE[k]:
-            f.flags |= FS_REMOTE
     if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &fh) == 0:
-        f.mount_fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        probe = sys_open_by_handle_at(f.mount_fd, &fh, O_PATH | O_CLOEXEC) if f.mount_fd >= 0 else -1
+        mount_fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        probe = sys_open_by_handle_at(mount_fd, &fh, O_PATH | O_CLOEXEC) if mount_fd >= 0 else -1
         if probe >= 0:
             close(probe)
-            f.flags |= FS_HANDLES
-        elif f.mount_fd >= 0:
-            close(f.mount_fd)
-            f.mount_fd = -1
+            flags |= FS_HANDLES
+        elif mount_fd >= 0:
+            close(mount_fd)
+            mount_fd = -1
     spin_lock(&t.fs_lock)
-    n = fs_find(t, stx)
-    if n < 0 and t.fs_count < MAX_FS:
-        n = t.fs_count
+    n = fs_lookup(t, stx)
+    if n < 0:
+        if t.fs_free:
+            n = t.fs_free - 1
+            t.fs_free = t.fs[n].next
+        elif t.fs_count < MAX_FS:
+            n = t.fs_count
+            atomic_set32(&t.fs_count, n + 1)
+    if n >= 0 and not t.fs[n].live:
+        f = &t.fs[n]
+        memset(f, 0, sizeof(Filesystem))
         f.salt = <uint64_t> n << 48
-        for k in range(n):  # mounts of one filesystem: hard links have one number
-            if t.fs[k].dev_minor == f.dev_minor and t.fs[k].dev_major == f.dev_major:
+        for k in range(t.fs_count):  # mounts of one filesystem: hard links have one number
+            if t.fs[k].live and t.fs[k].dev_minor == stx.stx_dev_minor and t.fs[k].dev_major == stx.stx_dev_major:
                 f.salt = t.fs[k].salt
-        t.fs[n] = f
-        if f.flags & FS_REMOTE:
-            t.remote = 1
-        atomic_set32(&t.fs_count, n + 1)
-        f.mount_fd = -1
+                break
+        f.mnt_id = stx.stx_mnt_id
+        f.number = number
+        f.dev_major = stx.stx_dev_major
+        f.dev_minor = stx.stx_dev_minor
+        f.flags = flags & ~t.enforced
+        f.mount_fd = mount_fd
+        f.users = 1
+        f.used = 1
+        f.live = True
+        k = fs_bucket(f.mnt_id, f.dev_minor)
+        f.next = t.fs_buckets[k]
+        t.fs_buckets[k] = n + 1
+        if flags & FS_REMOTE:
+            atomic_add32(&t.remote, 1)
+        if not flags & FS_HANDLES:
+            t.unhandled = 1
+        mount_fd = -1
     spin_unlock(&t.fs_lock)
-    if f.mount_fd >= 0:
-        close(f.mount_fd)
+    if mount_fd >= 0:
+        close(mount_fd)
     return n if n >= 0 else -ENFILE
+
+
+cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name) noexcept nogil:
+    """Remember where a filesystem is mounted: in the directory `above`, of which the caller has an fd, as `name`.
+
+    Only with mount ids that are never used again: by the place alone another mount could be taken for it.
+    """
+    cdef Filesystem *f = &t.fs[fs]
+    cdef Inode *i = inode_at(t, above)
+    cdef HashShard *sh
+    cdef char *copy
+    if not t.unique or f.name != NULL or i == NULL:
+        return
+    copy = strdup(name)
+    if copy == NULL:
+        return
+    sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    spin_lock(&sh.lock)
+    i.nlookup += 1
+    spin_unlock(&sh.lock)
+    spin_lock(&t.fs_lock)
+    if f.name == NULL:
+        f.above = above
+        f.name = copy
+        copy = NULL
+    spin_unlock(&t.fs_lock)
+    if copy != NULL:
+        free(copy)
+        inode_drop(t, above, 1, 0)
+
+
+cdef void fs_put(InodeTable *t, unsigned fs) noexcept nogil:
+    """One user of a row less; with the last it goes."""
+    cdef Filesystem *f = &t.fs[fs]
+    cdef uint32_t above = 0
+    cdef uint32_t *at
+    cdef char *name = NULL
+    cdef int fd = -1
+    if fs == 0:  # the source's own row stays
+        atomic_sub32(&f.users, 1)
+        return
+    spin_lock(&t.fs_lock)
+    ASSERT(f.live and f.users > 0)
+    if atomic_sub32(&f.users, 1) == 1:
+        at = &t.fs_buckets[fs_bucket(f.mnt_id, f.dev_minor)]
+        while at[0] != fs + 1:
+            at = &t.fs[at[0] - 1].next
+        at[0] = f.next
+        f.live = False
+        fd = f.mount_fd
+        name = f.name
+        above = f.above
+        f.name = NULL
+        f.covers = 0
+        f.next = t.fs_free
+        t.fs_free = fs + 1
+        if f.flags & FS_REMOTE:
+            atomic_sub32(&t.remote, 1)
+    spin_unlock(&t.fs_lock)
+    if fd >= 0:
+        close(fd)
+    free(name)
+    if above:
+        inode_drop(t, above, 1, 0)
+
+
+cdef int fs_fd(InodeTable *t, unsigned fs) noexcept nogil:
+    """An fd for open_by_handle_at(2) in the filesystem of a known inode, until fs_unpin(); or -errno, not pinned."""
+    cdef Filesystem *f = &t.fs[fs]
+    cdef Inode *i
+    cdef statx stx
+    cdef int above, at, fd = -ESTALE
+    f.used = 1
+    if not atomic_add32(&f.pins, 1) & EVICTING and f.mount_fd >= 0:
+        return f.mount_fd
+    while atomic_get32(&f.pins) & EVICTING:
+        sched_yield()
+    if atomic_geti(&f.mount_fd) >= 0:
+        return f.mount_fd
+    i = inode_at(t, f.above) if f.above else NULL
+    above = inode_fd(t, i, f.above) if i != NULL else -ESTALE
+    if above >= 0:
+        at = openat(above, f.name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if at >= 0:
+            if c_statx(at, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, stx_mask(), &stx) == 0 and on_fs(f, &stx):
+                fd = openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+                fd = -errno if fd < 0 else fd
+            close(at)
+        inode_unpin(i)
+    if fd < 0:
+        fs_unpin(t, fs)
+        return fd
+    if not atomic_casi(&f.mount_fd, -1, fd):
+        close(fd)
+    return f.mount_fd
+
+
+cdef void note_flags(void *table, uint64_t number, uint32_t flags) noexcept nogil:
+    cdef InodeTable *t = <InodeTable *> table
+    cdef uint32_t n
+    for n in range(atomic_get32(&t.fs_count)):
+        if t.fs[n].live and t.fs[n].number == number:
+            t.fs[n].flags = (t.fs[n].flags & ~<uint32_t> FS_MOUNT_FLAGS) | (flags & FS_MOUNT_FLAGS & ~t.enforced)
+
+
+cdef void mounts_changed(InodeTable *t) noexcept nogil:
+    """Look at the mount table again: what is mounted how, and whether anything is below the source."""
+    cdef char path[FD_PATH]
+    cdef Inode *root = inode_at(t, FUSE_ROOT_ID)
+    t.mounts = True
+    mounts_each(t.mountinfo, note_flags, t)
+    if root != NULL:
+        fd_path(path, root.fd)
+        t.mounts = mounts_below(t.mountinfo, path)
 
 
 # --------------------------------------------------------------- fd cache
@@ -248,6 +418,95 @@ cdef void cache_insert(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         evict(victim)
 
 
+cdef bint removed(int fd) noexcept nogil:
+    """Has an object no name any more?"""
+    cdef statx stx
+    return c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &stx) == 0 and stx.stx_nlink == 0
+
+
+cdef void sweep_fds(InodeTable *t) noexcept nogil:
+    """Close cached fds that were not used since the last sweep: those of removed files, which keep their space,
+    and all below submounts, which they keep mounted."""
+    cdef FdCache *c = &t.fds
+    cdef Inode *i
+    cdef uint32_t n
+    for n in range(c.used):
+        spin_lock(&c.lock)
+        i = <Inode *> slab_at(&t.slab, c.nodes[n]) if n < c.used and c.nodes[n] else NULL
+        if i != NULL and (i.used or not atomic_cas32(&i.pins, 0, EVICTING)):
+            i.used = 0
+            i = NULL
+        spin_unlock(&c.lock)
+        if i == NULL:
+            continue
+        if i.fs == 0 and not t.fs[0].flags & FS_REMOTE and not removed(i.fd):
+            atomic_sub32(&i.pins, EVICTING)
+            continue
+        spin_lock(&c.lock)
+        c.nodes[n] = 0
+        i.slot = 0
+        spin_unlock(&c.lock)
+        evict(i)
+    spin_lock(&c.lock)
+    while c.used and not c.nodes[c.used - 1]:
+        c.used -= 1
+    if c.hand >= c.used:
+        c.hand = 0
+    spin_unlock(&c.lock)
+
+
+cdef void sweep_held(InodeTable *t) noexcept nogil:
+    """Where inodes have no handles their fds stay open: close those of removed files all the same, some at a time."""
+    cdef uint64_t end = <uint64_t> t.slab.chunks << CHUNK_BITS
+    cdef HashShard *sh
+    cdef Inode *i
+    cdef unsigned _
+    for _ in range(WALK):
+        t.walked += 1
+        if t.walked >= end:
+            t.walked = 0
+            break
+        i = inode_at(t, t.walked)
+        if i == NULL or i.fd < 0 or i.type == S_IFDIR >> 12 or i.handles or t.fs[i.fs].flags & FS_REMOTE or (
+                t.fs[i.fs].flags & FS_HANDLES and i.handle_len != NO_HANDLE):
+            continue
+        sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+        spin_lock(&sh.lock)  # who frees an inode takes it out of the hash first
+        if not i.live or not i.hashed or i.handles or not atomic_cas32(&i.pins, 0, EVICTING):
+            i = NULL
+        spin_unlock(&sh.lock)
+        if i == NULL:
+            continue
+        if removed(i.fd):
+            i.handle_len = NO_HANDLE
+            close(i.fd)
+            atomic_seti(&i.fd, -1)
+        atomic_sub32(&i.pins, EVICTING)
+
+
+cdef void table_sweep(InodeTable *t) noexcept nogil:
+    """Let go of what has not been used since the last sweep. By one thread, which may wait for no filesystem here."""
+    cdef Filesystem *f
+    cdef uint32_t n
+    cdef int fd
+    sweep_fds(t)
+    if t.unhandled:
+        sweep_held(t)
+    for n in range(1, atomic_get32(&t.fs_count)):
+        f = &t.fs[n]
+        fd = -1
+        spin_lock(&t.fs_lock)  # or the row might go meanwhile
+        if f.used or not f.live or f.name == NULL or f.mount_fd < 0:
+            f.used = 0
+        elif atomic_cas32(&f.pins, 0, EVICTING):
+            fd = f.mount_fd
+            atomic_seti(&f.mount_fd, -1)
+            atomic_sub32(&f.pins, EVICTING)
+        spin_unlock(&t.fs_lock)
+        if fd >= 0:
+            close(fd)
+
+
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil:
     """After an open(2) that failed with `error`: is it worth another try, some cached fds being closed now?"""
     cdef Inode *victim
@@ -289,7 +548,7 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     """inode_fd()'s slow path; the caller has pinned. The fd, or -errno and no longer pinned."""
     cdef file_handle_max fh
     cdef unsigned attempts = 0
-    cdef int fd = -ESTALE
+    cdef int mount_fd, fd = -ESTALE
     while atomic_get32(&i.pins) & EVICTING:
         sched_yield()
     if atomic_geti(&i.fd) >= 0:
@@ -298,14 +557,18 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         fh.handle_bytes = i.handle_len
         fh.handle_type = i.handle_type
         memcpy(fh.f_handle, handle_bytes(i), i.handle_len)
-        while True:
-            fd = sys_open_by_handle_at(t.fs[i.fs].mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        mount_fd = fs_fd(t, i.fs)
+        fd = mount_fd
+        while mount_fd >= 0:
+            fd = sys_open_by_handle_at(mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
             attempts += 1
             # ENOMEM: the number is just being given to a new inode (ext4 over iget_locked()); that
             # will be ESTALE in a moment.
             if fd >= 0 or attempts > 20 or not (fd == -ENOMEM or fds_short(t, -fd)):
                 break
             sched_yield()
+        if mount_fd >= 0:
+            fs_unpin(t, i.fs)
     if fd == -ESTALE and i.handles:
         fd = reopen_unlinked(t, i, node)
     if fd < 0:
@@ -336,9 +599,9 @@ cdef int reopen_unlinked(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
             fd = open(path, O_PATH | O_CLOEXEC)
             if fd < 0:
                 continue
-            if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID, &stx) == 0 and \
+            if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
                     stx.stx_ino == i.ino and stx_btime(&stx) == i.btime and \
-                    stx.stx_mode >> 12 == i.type and fs_find(t, &stx) == i.fs:
+                    stx.stx_mode >> 12 == i.type and on_fs(&t.fs[i.fs], &stx):
                 return fd
             close(fd)
     return -ESTALE
@@ -430,7 +693,8 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
                         file_handle_max *fh) noexcept nogil:
     """The nodeid of an inode, known or new, with its nlookup raised; 0: out of memory.
 
-    fd: an O_PATH fd of it, taken over in every case, or -1 and `fh` its handle.
+    fd: an O_PATH fd of it, taken over in every case, or -1 and `fh` its handle. fs: its row, of which the caller
+    is a user, or that of another inode which the caller has hold of.
     """
     cdef uint64_t key = hash_key(fs, stx.stx_ino)
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
@@ -476,6 +740,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
         i.hashed = 1
         i.live = 1
         sh.count += 1
+        atomic_add32(&t.fs[fs].users, 1)  # under no lock: the caller is one
         if fd >= 0:
             atomic_add32(&i.pins, 1)  # not to be evicted before it is in the cache
     spin_unlock(&sh.lock)
@@ -501,6 +766,7 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
     """Give lookups and handles back; free the inode with the last."""
     cdef Inode *i = inode_at(t, node)
     cdef HashShard *sh
+    cdef unsigned fs
     if i == NULL or node == FUSE_ROOT_ID and not handles:
         return
     sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
@@ -524,7 +790,9 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
                 close(i.fd)
             if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
                 free(i.handle.there)
+            fs = i.fs
             slab_free(&t.slab, node)
+            fs_put(t, fs)
             return
         # An evictor has it for two system calls; an operation for the length of one. The kernel
         # forgets no inode that a request names, so the latter is a RELEASE at the most.

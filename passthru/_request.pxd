@@ -68,6 +68,8 @@ cdef struct Config:
     int xattr                  # serve extended attributes
     int debug
     int writeback
+    int all_submounts          # what holds no data, and what a user has mounted, is shown below the source too
+    int trust_modes            # where a server decides, mode bits will do
     unsigned root
     uint64_t fixed_size        # bytes of a ROOT_FIXED
 
@@ -107,6 +109,7 @@ cdef struct Server:            # one mount
     uint32_t stop
     int root_fd
     int fuse_fd                # for backing files
+    uint64_t fuse_dev          # st_dev of the mount; 0: not yet there
     # The mountpoint, if it lies below the source: its name must not be walked into our own mount.
     uint64_t below_dev
     uint64_t below_ino

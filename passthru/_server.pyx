@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strncpy
 
 from passthru._abi cimport *
-from passthru._backing cimport backing_forget
+from passthru._backing cimport backing_forget, backings_sweep
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._dialect cimport worker_register, worker_spoil
 from passthru._fdpath cimport FD_PATH, fd_path
@@ -28,6 +28,11 @@ from passthru._stats cimport *
 from passthru._trace cimport trace_switch
 
 DEBUG = bool(DEBUG_BUILD)
+PSEUDO = FS_PSEUDO
+SERVER = FS_SERVER
+NOSUID = FS_NOSUID
+NODEV = FS_NODEV
+NOEXEC = FS_NOEXEC
 OPCODES = FUSE_OPCODES
 
 
@@ -74,7 +79,8 @@ cdef class ServerCore:
     buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
     keep_cache: 0 nothing outlives a file's close, 1 what is unchanged, 2 everything. parallel_writes:
     0 all files may be passed through, 1 not those that several wrote to with O_DIRECT, 2 none that are opened so.
-    own_and_root: refuse requests of others.
+    own_and_root: refuse requests of others. all_submounts, trust_modes: see Config. mountinfo: an fd of
+    /proc/self/mountinfo, which stays the caller's; -1: filesystems are asked for what they are.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
@@ -82,7 +88,8 @@ cdef class ServerCore:
                   double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
                   bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
                   unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, unsigned parallel_writes=PARALLEL_AUTO,
-                  bint null_io=False, bint fixed_size=False):
+                  bint null_io=False, bint fixed_size=False, bint all_submounts=False,
+                  bint trust_modes=False, int mountinfo=-1):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[FD_PATH]
@@ -113,6 +120,8 @@ cdef class ServerCore:
         c.direct_io = direct_io
         c.keep_cache = keep_cache
         c.parallel_writes = parallel_writes
+        c.all_submounts = all_submounts
+        c.trust_modes = trust_modes
         ops_init(null_io)
         self.s.dispatch = dispatch
         if own_and_root:
@@ -133,7 +142,7 @@ cdef class ServerCore:
         fd_path(path, root_fd)
         fd = open(path, O_PATH | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
-        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles), "inode table")
+        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles, mountinfo), "inode table")
         self.s.stats.inodes = self.s.inodes.slab.count  # the root
         self.s.inodes.slab.live = &self.s.stats.inodes
         self.s.pool = pool_start(&self.s, pool_threads)
@@ -207,6 +216,31 @@ cdef class ServerCore:
         self.s.below_dev = dev
         self.s.below_ino = ino
         self.s.below_fd = fd
+
+    def mounted(self, uint64_t dev):
+        """The mount's st_dev: found below the source it is not walked into."""
+        self.s.fuse_dev = dev
+
+    def mounts_changed(self):
+        """The mount table may be another one now."""
+        with nogil:
+            mounts_changed(&self.s.inodes)
+
+    def sweep(self):
+        """Let go of what has been idle since the last call. By one thread; it may take a moment."""
+        with nogil:
+            backings_sweep(&self.s)
+            table_sweep(&self.s.inodes)
+
+    def enforced(self, unsigned flags):
+        """Our own mount has these of NOSUID, NODEV and NOEXEC for all that it shows."""
+        self.s.inodes.enforced = flags
+        self.s.inodes.fs[0].flags &= ~flags
+
+    @property
+    def source_is(self):
+        """What the source's filesystem and mount are: PSEUDO, SERVER, NOSUID, NODEV, NOEXEC."""
+        return self.s.inodes.fs[0].flags
 
     @property
     def source_by_handle(self):

@@ -48,6 +48,9 @@
 #ifndef MADV_COLLAPSE /* <sys/mman.h> before glibc 2.37 */
 #define MADV_COLLAPSE 25
 #endif
+#ifndef STATX_MNT_ID_UNIQUE /* Linux 6.8; not used again, and no number of mountinfo */
+#define STATX_MNT_ID_UNIQUE 0x4000u
+#endif
 
 #define ABI_SIZE(type, size) \
 	_Static_assert(sizeof(type) == (size), #type " has another size")
@@ -593,6 +596,14 @@ static inline int sys_renameat2(int fd, const char *a, int fd2, const char *b, u
 	return syscall(SYS_renameat2, fd, a, fd2, b, flags) < 0 ? -errno : 0;
 }
 
+/* openat(2) of a name that must not lead into another mount: -EXDEV. */
+static inline int sys_openat_here(int fd, const char *name, int flags)
+{
+	struct open_how how = { .flags = (uint64_t)flags, .resolve = RESOLVE_NO_XDEV };
+	int r = (int)syscall(437, fd, name, &how, sizeof(how));
+	return r < 0 ? -errno : r;
+}
+
 static inline int sys_tgkill(int tid, int sig)
 {
 	return syscall(SYS_tgkill, getpid(), tid, sig) < 0 ? -errno : 0;
@@ -642,6 +653,16 @@ static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recu
 		close(r);
 		return -e;
 	}
+	return r < 0 ? -errno : r;
+}
+
+/*
+ * A private copy of the mount that the directory `fd` lies on, which begins there, without what is mounted
+ * below (open_tree(2)): an O_PATH fd, which the copy lives as long as.
+ */
+static inline int sys_clone_bare(int fd)
+{
+	int r = (int)syscall(428, fd, "", AT_EMPTY_PATH | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
 	return r < 0 ? -errno : r;
 }
 

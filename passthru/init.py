@@ -27,7 +27,6 @@ class Situation:
 
     options: Options
     ring: bool          # the queues' threads are ready to register
-    acl: bool           # the source has POSIX ACLs
     identity: bool      # the daemon can act as its callers
     privileged: bool    # the source lets the daemon keep suid and sgid bits (CAP_FSETID)
     passthrough: bool   # the daemon may register backing files, and is to
@@ -61,7 +60,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (17, "NO_OPEN_SUPPORT", _no, "opens make handles"),
     (18, "PARALLEL_DIROPS", _yes, "lookups and listings of one directory in parallel"),
     (19, "HANDLE_KILLPRIV", _no, "V2 is exact about who may keep suid and sgid"),
-    (20, "POSIX_ACL", lambda s: s.acl and s.identity, "the kernel checks the source's ACLs"),
+    (20, "POSIX_ACL", lambda s: s.identity, "the kernel checks the source's ACLs; where there are none it hears so"),
     (21, "ABORT_ERROR", _yes, "an aborted connection reads as ECONNABORTED"),
     (22, "MAX_PAGES", _yes, "requests beyond 32 pages"),
     (23, "CACHE_SYMLINKS", _yes, "a symlink's target never changes"),

@@ -16,6 +16,7 @@ from .errors import UsageError
 
 PAGE = 4096
 POOL = 15 << 18  # bytes: with a ring and what else a queue's thread takes, below 4 MiB for each CPU
+SUBMOUNTS = ("data", "all")
 TRANSPORTS = ("auto", "ring", "dev")
 DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
@@ -247,6 +248,13 @@ class Options:
     one_file_system: bool = option(
         False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
         "-x", "--one-file-system", o="one_file_system")
+    submounts: str = option(
+        "data", "which filesystems below the source are shown by root's mounts; 'data': those that hold data, 'all': "
+        "also the kernel's own (/proc and kin) and what users have mounted, all with root's rights, so only with "
+        "-o noallow_other", "--submounts", parse=lambda t: _choice(t, SUBMOUNTS), metavar="data|all", o="submounts")
+    trust_modes: bool = option(
+        False, "also serve filesystems on which a server decides who may do what (NFSv4, SMB, AFS), by what their mode "
+        "bits say (root only)", "--trust-modes", o="trust_modes", no="notrust_modes")
     xattr: bool = option(True, "serve extended attributes; the default", o="xattr", no="noxattr")
     map_uid: str = option(
         "", "users that differ in mount and source; 'all': all others; may be given more than once",
@@ -301,6 +309,9 @@ class Options:
                 raise UsageError(f"{name}: {e}") from None
         if self.allow_root and self.allow_other:
             raise UsageError("-o allow_root and allow_other exclude each other")
+        if self.submounts == "all" and os.geteuid() == 0 and self.allow_other is not False and not self.allow_root:
+            raise UsageError(
+                "--submounts all with allow_other would let all users into /proc and kin as root; add -o noallow_other")
         if self.writeback and (self.direct_io or self.cache == "never"):
             raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
 

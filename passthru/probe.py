@@ -26,7 +26,7 @@ from .capabilities import (
 )
 from .errors import MountError, PassthruError, SourceError, TransportError, by_exit_code, reason
 from .options import Options
-from .session import PARAMETER, Session, has_acl, ring_parameter
+from .session import PARAMETER, Session, ring_parameter
 from .source import open_source
 from .stdio import quiet
 
@@ -52,6 +52,15 @@ class Outcome:
 
     exit_code: int
     text: str
+
+
+def has_acl(source_fd: int) -> bool:
+    """Does the source's filesystem know POSIX ACLs?"""
+    try:
+        os.getxattr(source_fd, "system.posix_acl_access")
+    except OSError as e:
+        return e.errno == errno.ENODATA
+    return True
 
 
 def in_child(act: Callable[[], Any]) -> Any:

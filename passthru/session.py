@@ -29,6 +29,7 @@ from .source import Source, open_source, reopen
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
+SWEEP = 2.0  # seconds
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,15 +47,6 @@ def ring_parameter() -> str:
 def memory() -> int:
     """The machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def has_acl(source_fd: int) -> bool:
-    """Does the source's filesystem know POSIX ACLs?"""
-    try:
-        os.getxattr(source_fd, "system.posix_acl_access")
-    except OSError as e:
-        return e.errno == errno.ENODATA
-    return True
 
 
 def raise_fd_limit() -> None:
@@ -162,6 +154,20 @@ class Reader(threading.Thread):
             self.session.thread_ended()
 
 
+class Housekeeper(threading.Thread):
+    """Lets go of what the mount has not used for a while: removed files' space, submounts."""
+
+    def __init__(self, session: Session):
+        super().__init__(name="housekeeper", daemon=True)
+        self.session = session
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        _sys.thread_name(b"housekeeper")
+        while not self.over.wait(SWEEP):
+            self.session.core.sweep()
+
+
 class Session:
     """A mount being made, served and ended by this process."""
 
@@ -189,6 +195,8 @@ class Session:
         self.page: status_page.Page | None = None
         self.watcher: watcher.Watcher | None = None
         self.control: Control | None = None
+        self.mountinfo = -1
+        self.housekeeper: Housekeeper | None = None
         self.core: _server.ServerCore
 
     # ------------------------------------------------------------ bring-up
@@ -320,12 +328,15 @@ class Session:
         except OSError as e:
             raise PassthruError(f"status page in {status_page.directory()}: {reason(e)}") from None
         cached = fd_cache_size()
+        self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self.core = _server.ServerCore(
             self.source_fd, self.page.memory, threads, POOL_THREADS, cached,
             payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
             fixed_budget=min(queues * self.depth * o.payload_size, memory() // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
-            null_io=o.null_io, fixed_size=self.fixed, **self._live(o))
+            null_io=o.null_io, fixed_size=self.fixed, all_submounts=o.submounts == "all", trust_modes=o.trust_modes,
+            mountinfo=self.mountinfo, **self._live(o))
+        self._check_kind()
         grow_fd_table(self.source_fd, 2 * cached)
         _trace.name_opcodes(status_page.OPCODES)
         if o.map_uid or o.map_gid:
@@ -348,6 +359,26 @@ class Session:
             if queue.error is not None and self.transport == "ring":
                 self._no_ring(f"io_uring: {reason(queue.error)}")
         self._mount()
+
+    def _check_kind(self) -> None:
+        """The source's filesystem and the flags of its mount, which ours then has too."""
+        o, kind = self.options, self.core.source_is
+        if self.identity and self.source.directory:
+            if kind & _server.PSEUDO and o.submounts != "all":
+                raise SourceError(
+                    f"source {o.source}: not data, but the kernel's own state, which all users would see as root does; "
+                    "--submounts all with -o noallow_other serves it to root")
+            if kind & _server.SERVER and not o.trust_modes:
+                raise SourceError(
+                    f"source {o.source}: its server decides who may do what, but here mode bits would, with root's "
+                    "rights; --trust-modes if they will do")
+        root = os.geteuid() == 0
+        self.options = o = replace(
+            o, nosuid=o.nosuid or bool(kind & _server.NOSUID), nodev=o.nodev or bool(kind & _server.NODEV),
+            noexec=o.noexec or bool(kind & _server.NOEXEC))
+        # fusermount3 always has the first two.
+        self.core.enforced(
+            _server.NOSUID * (o.nosuid or not root) | _server.NODEV * (o.nodev or not root) | _server.NOEXEC * o.noexec)
 
     def _mount(self) -> None:
         """Superblock, INIT, registration, and then the mount at its place."""
@@ -378,6 +409,9 @@ class Session:
             self._add_reader()
         self._catch_signals()
         self._attach()
+        self.core.mounted(self.fuse_dev)
+        self.housekeeper = Housekeeper(self)
+        self.housekeeper.start()
         if self.watcher is not None:
             self.watcher.watch(self.target, self.mount_id)
         os.close(self.target_fd)
@@ -502,7 +536,7 @@ class Session:
                 raise
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
-            self.options, self.transport == "ring", has_acl(self.source_fd), self.identity, capable(CAP_FSETID),
+            self.options, self.transport == "ring", self.identity, capable(CAP_FSETID),
             o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
             and capable_of_all(CAP_SYS_ADMIN)))
         log.debug(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
@@ -596,6 +630,7 @@ class Session:
             poll.register(hotplug, select.POLLIN)
         assert self.control is not None
         poll.register(self.control.fd, select.POLLIN)
+        poll.register(self.mountinfo, select.POLLPRI)  # and POLLERR: the mount table has changed
         while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
                 if fd == self.wake_read:
@@ -603,6 +638,8 @@ class Session:
                     self.unmount()
                 elif fd == self.control.fd:
                     self.control.ready()
+                elif fd == self.mountinfo:
+                    self.core.mounts_changed()
                 elif hotplug is not None and fd == hotplug.fileno():
                     for queue in self.queues if hotplug.changed() else ():
                         queue.bind()
@@ -672,6 +709,9 @@ class Session:
             while queue.is_alive():
                 queue.thread.wake()
                 queue.join(0.05)
+        if self.housekeeper is not None:
+            self.housekeeper.over.set()
+            self.housekeeper.join()
         if _server.DEBUG:
             self._check_level()
         self.core.close()
@@ -715,6 +755,8 @@ class Session:
                 log.error(f"unmount {self.target}: {reason(e)}")
         if self.kernel_mount is not None:
             self.kernel_mount.close()
+        if self.housekeeper is not None:
+            self.housekeeper.over.set()
         if hasattr(self, "core"):
             self.core.stop()
         for queue in self.queues:

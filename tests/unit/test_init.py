@@ -96,8 +96,8 @@ def test_identity_and_acl():
     i = init.parse(request(46, ALL))
     assert init.choose(i, situation(identity=True)) & init.flag("DONT_MASK")
     assert not init.choose(i, situation()) & init.flag("DONT_MASK")
-    assert init.choose(i, situation(identity=True, acl=True)) & init.flag("POSIX_ACL")
-    assert not init.choose(i, situation(acl=True)) & init.flag("POSIX_ACL")
+    assert init.choose(i, situation(identity=True)) & init.flag("POSIX_ACL")
+    assert not init.choose(i, situation()) & init.flag("POSIX_ACL")
 
 
 def test_writeback_is_an_option():
