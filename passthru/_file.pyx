@@ -91,7 +91,8 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
         # Or the kernel does all direct writes to a file one after the other, and goes on from a
         # short direct read with a buffered one. Without the capability it would refuse mmap(2).
-        if s.config.direct_io or (flags & O_DIRECT and s.config.direct_opens):
+        # Nor does the size of what the kernel makes up tell how much there is to read.
+        if s.config.direct_io or (flags & O_DIRECT and s.config.direct_opens) or s.inodes.fs[i.fs].flags & FS_PSEUDO:
             out.open_flags |= FOPEN_DIRECT_IO
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.
