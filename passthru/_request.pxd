@@ -90,6 +90,7 @@ cdef struct Server:            # one mount
     Slab handles
     StatsHeader *stats
     ThreadStats *thread_stats
+    int stats_fd               # of the file with the counters; -1: none
     uint32_t max_threads
     void *pool                 # Pool: what waits for devices and remote sources
     void *waiters              # Pool: what waits for locks, as long as it takes

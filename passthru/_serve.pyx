@@ -1,11 +1,13 @@
 """What every serving thread sets up for itself: scratch memory, its umask, its groups, its counters."""
 from libc.errno cimport errno
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
+from passthru._stats cimport STATS_HEADER, ThreadStats
 
 
 cdef extern from * nogil:
@@ -26,6 +28,18 @@ cdef extern from * nogil:
     void passthru_mask_signals()
 
 
+cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
+    """See that a block of counters can be written to: a store into a hole of a full filesystem is SIGBUS.
+
+    If there is no room its pages become memory of our own; then nobody else sees these counters.
+    """
+    cdef uint64_t at = STATS_HEADER + n * sizeof(ThreadStats)
+    cdef uint64_t first = at & ~<uint64_t> 4095
+    cdef uint64_t end = (at + sizeof(ThreadStats) + 4095) & ~<uint64_t> 4095
+    if s.stats_fd >= 0 and fallocate(s.stats_fd, 0, at, sizeof(ThreadStats)) < 0:
+        mmap(<char *> s.stats + first, end - first, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+
+
 cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept nogil:
     """Make the calling thread a serving thread. 0 or -errno."""
     cdef int r
@@ -33,6 +47,8 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     ctx.server = s
     ctx.label_fd = -1
     ctx.id = atomic_add32(&s.stats.used, 1)
+    if ctx.id < s.max_threads:
+        reserve_block(s, ctx.id)
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
     if unshare(CLONE_FS) < 0 and s.config.identity:

@@ -45,6 +45,7 @@ class ServerCore:
         all_submounts: bool = ...,
         trust_modes: bool = ...,
         mountinfo: int = ...,
+        stats_fd: int = ...,
     ) -> Self: ...
     def negotiated(self, flags: int, minor: int, fuse_fd: int, passthrough: bool) -> None: ...
     def configure(

@@ -81,6 +81,7 @@ cdef class ServerCore:
     0 all files may be passed through, 1 not those that several wrote to with O_DIRECT, 2 none that are opened so.
     own_and_root: refuse requests of others. all_submounts, trust_modes: see Config. mountinfo: an fd of
     /proc/self/mountinfo, which stays the caller's; -1: filesystems are asked for what they are.
+    stats_fd: the file that `stats` maps, where it has blocks for the header; stays the caller's; -1: there is none.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
@@ -89,7 +90,7 @@ cdef class ServerCore:
                   bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
                   unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, unsigned parallel_writes=PARALLEL_AUTO,
                   bint null_io=False, bint fixed_size=False, bint all_submounts=False,
-                  bint trust_modes=False, int mountinfo=-1):
+                  bint trust_modes=False, int mountinfo=-1, int stats_fd=-1):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[FD_PATH]
@@ -103,6 +104,7 @@ cdef class ServerCore:
         self.s.stats = <StatsHeader *> self.stats_base
         self.s.thread_stats = <ThreadStats *> (self.stats_base + STATS_HEADER)
         self.s.max_threads = max_threads
+        self.s.stats_fd = stats_fd
         self.s.root_fd = root_fd
         cdef Config *c = &self.s.config
         c.max_write = max_write

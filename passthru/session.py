@@ -335,7 +335,7 @@ class Session:
             fixed_budget=min(queues * self.depth * o.payload_size, memory() // 64),
             identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
             null_io=o.null_io, fixed_size=self.fixed, all_submounts=o.submounts == "all", trust_modes=o.trust_modes,
-            mountinfo=self.mountinfo, **self._live(o))
+            mountinfo=self.mountinfo, stats_fd=self.page.fd, **self._live(o))
         self._check_kind()
         grow_fd_table(self.source_fd, 2 * cached)
         _trace.name_opcodes(status_page.OPCODES)
@@ -417,10 +417,15 @@ class Session:
         os.close(self.target_fd)
         self._describe()
         assert self.page is not None
+        if self.page.path is None:
+            return
         try:
             self.control = Control(self.page.path, self.change)
         except OSError as e:
-            raise PassthruError(f"control socket in {status_page.directory()}: {reason(e)}") from None
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise PassthruError(f"control socket in {status_page.directory()}: {reason(e)}") from None
+            log.warning(
+                f"control socket in {status_page.directory()}: {reason(e)}: this mount's options stay as they are")
 
     def _attach(self) -> None:
         """Put the mount at its place, unless fusermount3 has done so."""
@@ -628,16 +633,17 @@ class Session:
         hotplug = self._watch_cpus()
         if hotplug is not None:
             poll.register(hotplug, select.POLLIN)
-        assert self.control is not None
-        poll.register(self.control.fd, select.POLLIN)
+        control = self.control
+        if control is not None:
+            poll.register(control.fd, select.POLLIN)
         poll.register(self.mountinfo, select.POLLPRI)  # and POLLERR: the mount table has changed
         while not all(r.done for r in self.readers):
             for fd, _ in poll.poll(None):
                 if fd == self.wake_read:
                     os.read(self.wake_read, 64)
                     self.unmount()
-                elif fd == self.control.fd:
-                    self.control.ready()
+                elif control is not None and fd == control.fd:
+                    control.ready()
                 elif fd == self.mountinfo:
                     self.core.mounts_changed()
                 elif hotplug is not None and fd == hotplug.fileno():
@@ -723,7 +729,8 @@ class Session:
         """Debug builds: what was taken has been given back."""
         from . import stats  # numpy, for debug builds only
 
-        assert self.page is not None
+        if self.page is None or self.page.path is None:
+            return
         s = stats.read(self.page.path)
         asked, answered = s.total("ring_requests"), s.total("commits")
         lost = s.total("entries_lost")

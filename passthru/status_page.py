@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import log
 from .mounting import mounts
 
 MAGIC, VERSION, HEADER = 0x75726874, 2, 16384
@@ -131,9 +132,28 @@ def read_header(fd: int, path: Path) -> bytes:
 
 
 class Page:
-    """A daemon's own page: created for the owner's eyes, removed at the end."""
+    """A daemon's own page: created for the owner's eyes, removed at the end.
+
+    Of the file only what is in use has blocks, and these are there before it is written to: a store into a hole
+    of a full filesystem would be SIGBUS. fd: for reserving more; -1: there is no file, since there is no room for one.
+    """
 
     def __init__(self, size: int):
+        """Raises OSError."""
+        self.path: Path | None = None
+        self.fd = -1
+        try:
+            self._create(size)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.remove()
+            self.path = None
+            self.memory = mmap.mmap(-1, size)
+            log.warning(f"status page in {directory()}: {e.strerror}: this mount will not be listed")
+        self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
+
+    def _create(self, size: int) -> None:
         where = directory()
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
         st = where.lstat()  # in /tmp it may be anybody's, or a link
@@ -142,13 +162,10 @@ class Page:
         self._clean(where)
         self.path = where / str(os.getpid())
         self.path.unlink(missing_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            self.memory = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-        self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self.fd, size)
+        os.posix_fallocate(self.fd, 0, HEADER)
+        self.memory = mmap.mmap(self.fd, size)
 
     @staticmethod
     def _clean(where: Path) -> None:
@@ -186,4 +203,8 @@ class Page:
 
     def remove(self) -> None:
         """Take the page out of sight; the memory stays as long as it is used."""
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

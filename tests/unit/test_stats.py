@@ -1,4 +1,5 @@
 """The status page's layout: numpy's must be that of the C structs."""
+import errno
 import os
 import struct
 import subprocess
@@ -133,6 +134,19 @@ def test_own_page(tmp_path, monkeypatch):
     page.remove()
     assert not page.path.exists()
     page.memory[:4] = b"more"
+    page.remove()
+
+
+def test_no_room_for_a_page(tmp_path, monkeypatch):
+    """A mount does without."""
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    monkeypatch.setattr(status_page.os, "posix_fallocate", full)
+    page = status_page.Page(_server.stats_size(1))
+    page.describe(queues=3)
+    assert (page.path, page.fd) == (None, -1) and not list(tmp_path.iterdir())
     page.remove()
 
 
