@@ -92,6 +92,8 @@ Run by root, the daemon makes files with the user id, group id and umask of
 the process that asks for them; the kernel checks that process's right to
 everything else, by the mode bits and POSIX ACLs of the source.
 Run by another user, it carries out all operations as that user.
+.PP
+Linux 6.1 is the oldest kernel that is served.
 """
 
 TRANSPORTS = r""".SH TRANSPORTS

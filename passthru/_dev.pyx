@@ -124,7 +124,7 @@ cdef int take_in(DevThread *t, DevRequest *d, size_t n) noexcept nogil:
         t.ctx.stats.dev_requests += 1
         if r.h.len != n:
             return -EIO
-    head += op_in_size(r.h.opcode, t.ctx.server.config.init_flags)
+    head += op_in_size(r.h.opcode)
     r.op_in = d.in_buf + sizeof(fuse_in_header)
     r.arg = d.in_buf + head
     r.arg_len = <uint32_t> (n - head) if n > head else 0

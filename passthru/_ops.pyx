@@ -4,7 +4,7 @@ A handler gives the length of the reply's body, -errno, PENDING or NOREPLY. Oper
 without a handler answer ENOSYS, by which the kernel learns not to ask again: BMAP (block
 devices only), POLL (regular files are always ready), SETUPMAPPING/REMOVEMAPPING (DAX).
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from passthru._abi cimport *
 from passthru._attr cimport *
@@ -29,7 +29,6 @@ cdef struct Operation:
 
 cdef enum:
     OWN_WAIT = 1           # the handler itself sends what waits away
-    SETXATTR_EXT = 1 << 29
 
 cdef Operation OPS[ROOTS][FUSE_OPCODES]
 
@@ -120,7 +119,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_STATFS, op_statfs, 0, 0)
     op(FUSE_RELEASE, op_release, sizeof(fuse_release_in), OWN_WAIT)
     op(FUSE_FSYNC, op_fsync, sizeof(fuse_fsync_in), OWN_WAIT)
-    op(FUSE_SETXATTR, op_setxattr, 8, 0)
+    op(FUSE_SETXATTR, op_setxattr, sizeof(fuse_setxattr_in), 0)
     op(FUSE_GETXATTR, op_getxattr, sizeof(fuse_getxattr_in), 0)
     op(FUSE_LISTXATTR, op_listxattr, sizeof(fuse_getxattr_in), 0)
     op(FUSE_REMOVEXATTR, op_removexattr, 0, 0)
@@ -155,13 +154,9 @@ cdef void ops_init(bint null_io) noexcept nogil:
             op_for(n, FUSE_FSYNC, null_fsync)
 
 
-cdef uint32_t op_in_size(uint32_t opcode, uint64_t init_flags) noexcept nogil:
+cdef uint32_t op_in_size(uint32_t opcode) noexcept nogil:
     """Bytes of an opcode's first argument; by /dev/fuse the others follow right behind it."""
-    if opcode >= FUSE_OPCODES:
-        return 0
-    if opcode == FUSE_SETXATTR and init_flags & SETXATTR_EXT:
-        return sizeof(fuse_setxattr_in)
-    return OPS[ROOT_TREE][opcode].op_in
+    return OPS[ROOT_TREE][opcode].op_in if opcode < FUSE_OPCODES else 0
 
 
 cdef int dispatch(Request *r) noexcept nogil:
@@ -174,7 +169,7 @@ cdef int dispatch(Request *r) noexcept nogil:
         return -ENOSYS
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
-    if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode, s.config.init_flags):
+    if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):
         return -EINVAL
     if s.inodes.remote and not o.flags & OWN_WAIT:
         i = inode_at(&s.inodes, r.h.nodeid)

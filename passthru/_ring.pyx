@@ -82,7 +82,7 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     w.ctx.link = entry_link
     r = uring_buffers_sparse(&w.ring, w.nentries + nqueues + 2)  # two to try what may be pinned
     if r < 0:
-        s.config.fixed_budget = 0  # before 5.19; plain READ and WRITE do
+        return r
     uring_workers(&w.ring, w.nentries)
     w.wake_fd = eventfd(0, EFD_CLOEXEC)
     if w.wake_fd < 0:

@@ -9,7 +9,6 @@ from passthru._abi cimport (
 
 cdef struct Uring:
     int fd
-    uint32_t setup_flags
     # Submission queue. `tail` is ours, published to the kernel by uring_flush().
     uint32_t *sq_khead
     uint32_t *sq_ktail

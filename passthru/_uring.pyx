@@ -5,12 +5,9 @@ from libc.string cimport memset
 from passthru._abi cimport *
 from passthru._libc cimport *
 
-# Best first. SINGLE_ISSUER + DEFER_TASKRUN need 6.1, TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18.
-cdef unsigned FLAGS[3]
-FLAGS[0] = (IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
-            | IORING_SETUP_TASKRUN_FLAG)
-FLAGS[1] = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG
-FLAGS[2] = 0
+cdef enum:
+    FLAGS = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
+        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP
 
 
 cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
@@ -20,22 +17,18 @@ cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
     """
     cdef io_uring_params p
     cdef char *m
-    cdef int fd = -EINVAL
+    cdef int fd
     cdef unsigned i
     cdef size_t sq_len, cq_len
     cdef uint32_t *array
     memset(u, 0, sizeof(Uring))
     u.fd = -1
-    for i in range(3):
-        memset(&p, 0, sizeof(p))
-        p.flags = FLAGS[i] | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP
-        fd = sys_io_uring_setup(entries, &p)
-        if fd != -EINVAL:
-            break
+    memset(&p, 0, sizeof(p))
+    p.flags = FLAGS
+    fd = sys_io_uring_setup(entries, &p)
     if fd < 0:
         return fd
     u.fd = fd
-    u.setup_flags = p.flags
     if p.sq_entries < entries or not p.features & IORING_FEAT_SINGLE_MMAP \
             or not p.features & IORING_FEAT_NODROP:
         uring_close(u)

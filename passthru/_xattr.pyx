@@ -16,9 +16,6 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
 
-cdef enum:
-    SETXATTR_EXT = 1 << 29  # INIT flag: the request's argument has flags
-
 
 cdef int sized_reply(Request *r, long n, uint32_t asked) noexcept nogil:
     """The value in scratch, or with nothing asked for, its size."""
@@ -155,8 +152,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
             inode_unpin(i)
             return <int> n
     n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
-    if n == 0 and server_of(r).config.init_flags & SETXATTR_EXT and \
-            arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
+    if n == 0 and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
         # For us the source keeps sgid; for the caller, who is not in the file's group, it would not.
         if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and stx.stx_mode & S_ISGID:
             fchmodat(AT_FDCWD, path, stx.stx_mode & 0o7777 & ~S_ISGID, 0)

@@ -6,13 +6,15 @@ in flags2 (FUSE_INIT_EXT).
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .options import Options
 
-MAJOR, MINOR, MIN_MINOR = 7, 46, 31
+MAJOR, MINOR, MIN_MINOR = 7, 46, 37
+OLDEST = "6.1"  # the Linux that speaks 7.MIN_MINOR. Ones before 5.13 do not check who changes inode flags
 EXTENSIONS = 38  # from this minor on a request says where its extensions begin
 OP_INIT = 26
 IN_HEADER = struct.Struct("=IIQQIIIHH")
@@ -126,6 +128,14 @@ def parse(data: bytes) -> Init:
     if flags & flag("INIT_EXT") and len(data) >= IN_HEADER.size + INIT_IN.size:
         flags |= struct.unpack_from("=I", data, IN_HEADER.size + 16)[0] << 32
     return Init(unique, major, minor, readahead, flags)
+
+
+def too_old(init: Init) -> str:
+    """Why the kernel is not served, or ''."""
+    if init.major == MAJOR and init.minor >= MIN_MINOR:
+        return ""
+    return (f"Linux {OLDEST} or newer is needed (FUSE {MAJOR}.{MIN_MINOR}); "
+            f"this is Linux {os.uname().release} (FUSE {init.major}.{init.minor})")
 
 
 def choose(init: Init, situation: Situation) -> int:

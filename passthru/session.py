@@ -529,10 +529,10 @@ class Session:
         except OSError as e:
             raise MountError(f"INIT: {reason(e)}") from None
         request = init.parse(data)
-        if request.major != init.MAJOR or request.minor < init.MIN_MINOR:
+        refused = init.too_old(request)
+        if refused:
             os.write(self.fuse_fd, init.refusal(request, errno.EPROTO))
-            raise MountError(
-                f"the kernel speaks FUSE {request.major}.{request.minor}; {init.MAJOR}.{init.MIN_MINOR} is needed")
+            raise MountError(refused)
         if self.transport == "ring" and not request.offers("OVER_IO_URING"):
             try:
                 self._no_ring("the kernel did not offer it in INIT")

@@ -16,6 +16,7 @@ from passthru import _server, stats, status_page
 from passthru.mounting import mounts
 
 ROOT = Path(passthru.__file__).resolve().parent.parent
+KERNEL = tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
 START = re.compile(r"^passthru: .* on .*: (ring|/dev/fuse) transport, .*$", re.MULTILINE)
 UNCOUNTED = ("FORGET", "BATCH_FORGET", "INTERRUPT")  # come by /dev/fuse, ring or not (but see forgets_by_ring)
 FORGET = next(n for n, name in status_page.OPCODES.items() if name == "FORGET")

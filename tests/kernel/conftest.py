@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from _daemon import RING_OPTIONS, Daemon, detach, mounts_below
+from _daemon import KERNEL, RING_OPTIONS, Daemon, detach, mounts_below
 
 from passthru import _server
 from passthru.session import PARAMETER, ring_parameter
 
 SERVED: Counter[str] = Counter()
 DAEMONS = pytest.StashKey[list[Daemon]]()
-KERNEL = tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
 WARNING = re.compile(r"WARNING:|BUG:|Oops|refcount_t|blocked for more than")
 
 

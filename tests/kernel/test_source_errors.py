@@ -95,6 +95,13 @@ def bad(device) -> Path:
     return d.path
 
 
+def wants_bad_reads(path: Path) -> None:
+    """Older kernels' loop devices read zeros behind the end of their file, and refuse writes only."""
+    with opened(path / "f", os.O_RDONLY | os.O_DIRECT) as fd:
+        if outcome(lambda: read_at(fd, 4 * KIB, BAD)) != "EIO":
+            pytest.skip("this kernel's loop device reads zeros where it has no blocks")
+
+
 @pytest.fixture
 def small(device) -> Path:
     """A source of 16 MiB."""
@@ -121,6 +128,7 @@ def outcome(act: Callable[[], object]) -> object:
 @FLAGS
 def test_reads(fs, flags):
     """Each read gives what the source gives."""
+    wants_bad_reads(fs.src)
     with opened(fs.src / "f", os.O_RDONLY | flags) as there, opened(fs.mnt / "f", os.O_RDONLY | flags) as here:
         for fd in (there, here):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -143,6 +151,7 @@ def test_readahead(fs):
 
     How many, the page cache decides, which may keep pages together.
     """
+    wants_bad_reads(fs.src)
     for size in (1000, 4096, 64 * KIB, MIB):
         drop_caches()
         with open(fs.mnt / "f", "rb", buffering=0) as f:
@@ -172,6 +181,7 @@ def test_direct_writes(fs):
 @pytest.mark.parametrize("options", [(), ("--writeback",)], ids=["through", "writeback"])
 def test_buffered_writes(bad, mount, options, transport):
     """What the source's cache has taken and the device refuses: fsync(2) says so, once, as in the source."""
+    wants_bad_reads(bad)
     fs = mount(*options, source=bad)
     for path in (fs.src / "f", fs.mnt / "f"):
         with opened(path, os.O_WRONLY) as fd:

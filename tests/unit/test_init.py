@@ -1,4 +1,5 @@
 """FUSE_INIT: what is read from the kernel, chosen, and answered."""
+import os
 import struct
 
 import pytest
@@ -63,10 +64,17 @@ def test_reply_layout():
     assert (max_pages, flags2) == (64, flags >> 32)
 
 
-@pytest.mark.parametrize("kernel, answer", [(31, 31), (45, 45), (46, 46), (60, 46)])
+@pytest.mark.parametrize("kernel, answer", [(37, 37), (45, 45), (46, 46), (60, 46)])
 def test_minor(kernel, answer):
     data = init.reply(init.parse(request(kernel)), 0, Options())
     assert struct.unpack_from("=II", data, 16) == (7, answer)
+
+
+def test_too_old():
+    said = init.too_old(init.parse(request(36, ext=False)))
+    assert "Linux 6.1 or newer" in said and "7.36" in said and os.uname().release in said and "\n" not in said
+    assert not init.too_old(init.parse(request(37))) and not init.too_old(init.parse(request(60)))
+    assert init.too_old(init.Init(0, 8, 46, 0, 0))
 
 
 def test_refusal():

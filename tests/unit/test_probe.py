@@ -19,7 +19,7 @@ def by_name(checks) -> dict[str, probe.Check]:
 
 
 @pytest.mark.parametrize("request_, dialects, zero_copy", [
-    (asked(31), None, "missing"), (asked(45, "OVER_IO_URING"), "per-entry", "missing"),
+    (asked(37), None, "missing"), (asked(45, "OVER_IO_URING"), "per-entry", "missing"),
     (asked(46, "OVER_IO_URING"), "per-entry, bufring", "ok"),
     (asked(45, "OVER_IO_URING", "HAS_IO_URING_BUFPOOL"), "per-entry, bufpool", "ok"),
 ])
@@ -72,6 +72,19 @@ def test_outcome_without_ends(missing, transport, code):
     assert outcome.exit_code == code
     assert ("/dev/fuse" in outcome.text) == (transport == "dev" or (missing in ("io_uring", "/dev/fuse") and
                                                                     transport != "ring"))
+
+
+def test_old_kernel(monkeypatch):
+    """Whatever a rehearsal finds: by fusermount3 it sees no INIT."""
+    monkeypatch.setattr(probe, "fuse_init", lambda: asked(36))
+    monkeypatch.setattr(probe, "rehearse", lambda options: probe.Outcome(0, "served"))
+    said = init.too_old(asked(36))
+    found = by_name(probe.kernel_checks())["FUSE protocol"]
+    assert (found.state, found.cure) == ("missing", said)
+    for ends in ({}, {"source": "/", "mountpoint": "/mnt"}):
+        assert probe.check(Options(**ends))[1] == probe.Outcome(MountError.exit_code, said)
+    monkeypatch.setattr(probe, "rehearse", lambda options: probe.Outcome(4, "in use"))
+    assert probe.check(Options(source="/", mountpoint="/mnt"))[1] == probe.Outcome(4, "in use")
 
 
 class TestInChild:
