@@ -91,7 +91,8 @@ If files are still open in it when such a signal comes, the mount is detached.
 Run by root, the daemon makes files with the user id, group id and umask of
 the process that asks for them; the kernel checks that process's right to
 everything else, by the mode bits and POSIX ACLs of the source.
-Run by another user, it carries out all operations as that user.
+Run by another user, it carries out all operations as that user, and makes
+files with the umask of the process that asks for them.
 .PP
 Linux 6.1 is the oldest kernel that is served.
 """

@@ -89,7 +89,7 @@ cdef inline void identity_restore(Request *r) noexcept nogil:
 
 
 cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:
-    """This thread's umask (it has unshared CLONE_FS), kept until another one is asked for."""
-    if ctx.mask != mask:
+    """This thread's umask, kept until another one is asked for. Where threads share theirs, the kernel has applied it."""
+    if ctx.mask != mask and ctx.server.config.own_umask:
         umask(mask)
         ctx.mask = mask

@@ -55,6 +55,7 @@ cdef struct Config:
     uint64_t spin_ns
     uint64_t fixed_budget      # bytes of payload memory that may be pinned
     int identity               # act as the caller (the daemon may change its ids)
+    int own_umask              # each serving thread has a umask of its own
     int zero_copy              # files may be opened for it (Linux 7.3)
     uint64_t zero_copy_min     # from this size on
     int direct_opens           # what is opened with O_DIRECT goes past the page cache altogether

@@ -51,7 +51,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
         reserve_block(s, ctx.id)
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
-    if unshare(CLONE_FS) < 0 and s.config.identity:
+    if unshare(CLONE_FS) < 0 and (s.config.identity or s.config.own_umask):
         return -errno
     umask(0)
     if s.config.identity:

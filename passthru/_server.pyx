@@ -116,6 +116,7 @@ cdef class ServerCore:
         c.spin_ns = <uint64_t> (spin_us * 1000)
         c.fixed_budget = fixed_budget
         c.identity = identity
+        c.own_umask = unshare(CLONE_FS) == 0  # needs no privilege, but some containers forbid unshare(2)
         c.locks = locks
         c.xattr = xattr
         c.writeback = writeback
@@ -243,6 +244,11 @@ cdef class ServerCore:
     def source_is(self):
         """What the source's filesystem and mount are: PSEUDO, SERVER, NOSUID, NODEV, NOEXEC."""
         return self.s.inodes.fs[0].flags
+
+    @property
+    def own_umask(self):
+        """Each serving thread has a umask of its own."""
+        return bool(self.s.config.own_umask)
 
     @property
     def source_by_handle(self):

@@ -30,6 +30,7 @@ class Situation:
     options: Options
     ring: bool          # the queues' threads are ready to register
     identity: bool      # the daemon can act as its callers
+    umask: bool         # its threads can have their callers' umasks
     privileged: bool    # the source lets the daemon keep suid and sgid bits (CAP_FSETID)
     passthrough: bool   # the daemon may register backing files, and is to
 
@@ -48,7 +49,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
     (3, "ATOMIC_O_TRUNC", _yes, "open truncates: one round trip, and no window between"),
     (4, "EXPORT_SUPPORT", _no, "nodeids do not outlive the daemon, as NFS handles must"),
     (5, "BIG_WRITES", _yes, "writes beyond a page"),
-    (6, "DONT_MASK", lambda s: s.identity, "the source applies the umask, or its default ACL in its place"),
+    (6, "DONT_MASK", lambda s: s.umask, "the source applies the umask, or its default ACL in its place"),
     (7, "SPLICE_WRITE", _no, "the ring has no splice, and payloads are ours"),
     (8, "SPLICE_MOVE", _no, "as SPLICE_WRITE"),
     (9, "SPLICE_READ", _no, "as SPLICE_WRITE"),

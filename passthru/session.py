@@ -541,7 +541,8 @@ class Session:
                 raise
         self._choose_dialect(request)
         flags = init.choose(request, init.Situation(
-            self.options, self.transport == "ring", self.identity, capable(CAP_FSETID),
+            self.options, self.transport == "ring", self.identity,
+            self.core.own_umask, capable(CAP_FSETID),
             o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
             and capable_of_all(CAP_SYS_ADMIN)))
         log.debug(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")

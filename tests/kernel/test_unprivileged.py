@@ -1,6 +1,9 @@
 """Mounting as an ordinary user, by fusermount3."""
 import os
+import platform
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -50,13 +53,16 @@ def users_mount(mount, place):
     mode = os.stat("/dev/fuse").st_mode
     os.chmod("/dev/fuse", 0o666)  # as udev has it; fusermount3 opens it as the user
 
-    def start(transport: str, *ends: Path, options: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    def start(
+        transport: str, *ends: Path, options: tuple[str, ...] = (), become: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        """become: a command of root's that becomes the user and runs its arguments, in place of our doing so."""
         nonlocal process
         with open(log, "wb") as f:
             process = subprocess.Popen(
-                [python[0], "-m", "passthru", "-f", "--transport", transport, *options,
+                [*become, python[0], "-m", "passthru", "-f", "--transport", transport, *options,
                  *(ends or (place / "src", place / "mnt"))],
-                env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **USER)
+                env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **({} if become else USER))
         until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted")
         assert process.poll() is None, log.read_text()
         return process
@@ -215,6 +221,83 @@ def test_zero_copy(users_mount, place, transport):
     users_mount(transport, options=("--zero-copy=auto",))
     assert "zero-copy" not in (place / "log").read_text()
     as_nobody("sh", "-c", f"seq 100000 >{place}/mnt/f && cmp {place}/mnt/f {place}/src/f")
+
+
+def make_each(where: Path) -> None:
+    """One of each kind that a mode is asked for, as generous as it can be."""
+    os.close(os.open(where / "file", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+    os.close(os.open(where / "program", os.O_CREAT | os.O_RDWR, 0o777))
+    os.mkdir(where / "directory", 0o777)
+    os.mkdir(where / "sticky", 0o1777)
+    os.mkfifo(where / "fifo", 0o666)
+    os.mknod(where / "node", stat.S_IFREG | 0o666)
+    os.chdir(where)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind("socket")
+    fd = os.open(where, os.O_TMPFILE | os.O_RDWR, 0o666)
+    os.link(f"/proc/self/fd/{fd}", where / "tmpfile", src_dir_fd=fd)  # any dir_fd: has it follow
+    os.close(fd)
+    os.symlink("nowhere", where / "symlink")
+    os.close(os.open(where / "directory" / "inner", os.O_CREAT | os.O_RDWR, 0o666))
+
+
+def modes_and_acls(where: Path) -> dict[str, tuple[object, ...]]:
+    found = {}
+    for path in sorted(where.rglob("*")):
+        st = os.lstat(path)
+        acls = {n: os.getxattr(path, n, follow_symlinks=False).hex() for n in os.listxattr(path, follow_symlinks=False)}
+        found[str(path.relative_to(where))] = (oct(st.st_mode), st.st_uid, acls)
+    return found
+
+
+def compare_what_is_made(place: Path, acl: str) -> None:
+    """Each umask in directories of its own, in the bare source and in the mount, in turn."""
+    if acl and shutil.which("setfacl") is None:
+        pytest.skip("setfacl is not installed (acl)")
+    (place / "bare").mkdir()
+    for umask in (0o022, 0o077, 0, 0o027, 0o777):
+        for where in (place / "bare", place / "src"):
+            (where / f"{umask:o}").mkdir()
+            os.chown(where / f"{umask:o}", NOBODY, NOBODY)
+            if acl and subprocess.run(["setfacl", "-d", "-m", acl, where / f"{umask:o}"], check=False).returncode:
+                pytest.skip("the source's filesystem has no ACLs")
+        for where in (place / "bare", place / "mnt"):
+            try:
+                as_user(NOBODY, NOBODY, [], lambda d=where / f"{umask:o}": make_each(d), umask)
+            except PermissionError:  # "inner", in a directory that gives its owner nothing
+                assert umask == 0o777 and not acl
+    bare, mounted = modes_and_acls(place / "bare"), modes_and_acls(place / "src")
+    assert len(bare) > 50 and bare == mounted
+
+
+@pytest.mark.parametrize("acl", ["", "u::rwx,g::rwx,o::rwx", f"u:{NOBODY - 1}:rwx,g::r-x,o::---"],
+                         ids=["no default ACL", "generous default ACL", "default ACL"])
+def test_umask(users_mount, place, transport, acl):
+    """A default ACL takes the umask's place, whoever's daemon it is."""
+    users_mount(transport)
+    compare_what_is_made(place, acl)
+
+
+# unshare(2) fails, as in many containers: by a filter that root makes, since a user's would disarm fusermount3.
+NO_UNSHARE = """
+import ctypes, os, struct, sys
+code = b"".join(struct.pack("HBBI", *i) for i in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (6, 0, 0, 0x50001), (6, 0, 0, 0x7fff0000)))
+text = ctypes.create_string_buffer(code)
+libc = ctypes.CDLL(None)
+assert libc.prctl(22, 2, struct.pack("HxxxxxxP", 4, ctypes.addressof(text)), 0, 0) == 0 and libc.unshare(0x200) == -1
+os.setgroups([]), os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+def test_umask_without_unshare(users_mount, place, transport):
+    """Threads that share a umask leave it to the kernel. What is made under a default ACL then has the umask on top."""
+    number = {"x86_64": 272, "aarch64": 97}.get(platform.machine())
+    if number is None:
+        pytest.skip("the number of unshare(2) is not known here")
+    users_mount(transport, become=(sys.executable, "-c", NO_UNSHARE, str(number), str(NOBODY)))
+    compare_what_is_made(place, "")
 
 
 USERS_ROOT = """
