@@ -290,7 +290,9 @@ is over, and cause no
 .BR inotify (7)
 events there.
 .PP
-The mount may be idmapped if it is root's.
+With
+.B \-\-idmapped
+root's mount may be idmapped.
 .PP
 For mounts that
 .B fusermount3

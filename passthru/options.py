@@ -266,6 +266,9 @@ class Options:
     selinux: bool = option(
         False, "have the source label what is made as SELinux wants it for the caller (root only)", "--selinux",
         o="selinux", no="noselinux")
+    idmapped: bool = option(
+        False, "let the mount be idmapped (mount -o X-mount.idmap; root only): requests then do not tell who asks, and "
+        "root is served as others are where that matters", "--idmapped", o="idmapped", no="noidmapped")
 
     null_io: bool = option(
         False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)
