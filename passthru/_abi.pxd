@@ -143,8 +143,13 @@ cdef extern from "abi.h" nogil:
         IORING_ENTER_GETEVENTS
         IORING_REGISTER_BUFFERS2
         IORING_REGISTER_BUFFERS_UPDATE
+        IORING_REGISTER_PERSONALITY
         IORING_REGISTER_IOWQ_MAX_WORKERS
         IORING_RSRC_REGISTER_SPARSE
+    enum:
+        CAP_FOWNER
+        CAP_FSETID
+        CAP_SYS_ADMIN
     enum:
         FUSE_DEV_IOC_CLONE
         FUSE_DEV_IOC_BACKING_OPEN
@@ -528,7 +533,7 @@ cdef extern from "abi.h" nogil:
     int sys_setfsgid(gid_t gid)
     int sys_setgroups(size_t n, const gid_t *list)
     int sys_cap_fsetid(int up)
-    bint sys_is_admin(uint32_t tid)
+    bint sys_is_capable(uint32_t tid, unsigned cap)
     int sys_cap_drop_resource()
     int sys_cap_override()
     int sys_gettid()

@@ -4,15 +4,19 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._copy cimport BIG_CUT, chmod_fd, kill_suidgid, later
+from passthru._copy cimport BIG_CUT, chmod_fd, cut, later, open_to_cut, patiently
 from passthru._entry cimport attr_fill, parent_of, privileged, shown_mode, stx_mask
-from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_restore, identity_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
+
+cdef extern from "abi.h" nogil:
+    enum:
+        EWOULDBLOCK
+
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
     """statx(2) of what the request names, by its handle if it has one."""
@@ -103,18 +107,21 @@ cdef int op_statx(Request *r) noexcept nogil:
 
 # ---------------------------------------------------------------- SETATTR
 
-cdef int set_size(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
-    """truncate(2), by the open file if there is one for writing."""
-    cdef char path[FD_PATH]
-    if arg.valid & FATTR_KILL_SUIDGID:
-        kill_suidgid(fd)
+cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+    """truncate(2), by the open file if there is one for writing. -EWOULDBLOCK: not before somebody's lease ends."""
+    cdef bint kill = (arg.valid & FATTR_KILL_SUIDGID) != 0
+    cdef int own, res
     if h != NULL and h.fd >= 0 and h.open_flags & O_ACCMODE != O_RDONLY:
-        return -errno if ftruncate(h.fd, arg.size) < 0 else 0
-    fd_path(path, fd)
-    return -errno if truncate(path, arg.size) < 0 else 0
+        return cut(r, h.node, h.fd, arg.size, kill)
+    own = open_to_cut(r, fd)
+    if own < 0:
+        return own
+    res = cut(r, <uint32_t> r.h.nodeid, own, arg.size, kill)
+    close(own)
+    return res
 
 
-cdef int apply(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
     cdef timespec ts[2]
     cdef uint32_t valid = arg.valid
     cdef int res
@@ -127,7 +134,7 @@ cdef int apply(Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
                     arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
             return -errno
     if valid & FATTR_SIZE:
-        res = set_size(h, fd, arg)
+        res = set_size(r, h, fd, arg)
         if res < 0:
             return res
     if valid & (FATTR_ATIME | FATTR_MTIME):
@@ -170,7 +177,10 @@ cdef int op_setattr(Request *r) noexcept nogil:
         if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
             inode_unpin(i)
             return later(r, op_setattr)
-    res = apply(h, fd, arg)
+    res = apply(r, h, fd, arg)
+    if res == -EWOULDBLOCK:
+        inode_unpin(i)
+        return patiently(r, op_setattr)
     if res == 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
     inode_unpin(i)

@@ -6,11 +6,11 @@ inode use the same one: the kernel refuses to mix.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t
-from libc.stdlib cimport abort
 from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._fdpath cimport FD_PATH, fd_path
+from passthru._identity cimport data_drop, data_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
@@ -22,23 +22,26 @@ cdef void backing_close(Server *s, int32_t backing) noexcept nogil:
     ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id)
 
 
-cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept nogil:
-    """The backing id of a pinned inode, of whom `fd` is one; 0: the kernel will not have it."""
+cdef int32_t backing_take(Context *ctx, Inode *i, uint32_t node, int opath) noexcept nogil:
+    """The backing id of a pinned inode; 0: the kernel will not have it.
+
+    opath: an O_PATH fd. The kernel keeps what it refers to open as long as the id is there: an open file of a caller's
+    would keep its flock(2), and keep the file from being executed, for as long.
+    """
+    cdef Server *s = ctx.server
     cdef fuse_backing_map m
     cdef int failed
     cdef int32_t id = atomic_geti(&i.backing)
     if id or s.inodes.fs[i.fs].flags & FS_NO_BACKING:
         return id
     memset(&m, 0, sizeof(m))
-    m.fd = fd
-    # The kernel writes with the rights of this moment, whoever writes: so that suid and sgid go,
-    # they must not include the one to keep them.
-    if sys_cap_fsetid(0) < 0:
+    m.fd = opath
+    # The kernel writes with the rights of this moment, whoever writes.
+    if data_take(ctx) < 0:
         return 0
     id = ioctl(s.fuse_fd, FUSE_DEV_IOC_BACKING_OPEN, &m)
     failed = errno
-    if sys_cap_fsetid(1) < 0:
-        abort()
+    data_drop(ctx)
     if id <= 0:
         if failed in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
             s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
@@ -51,10 +54,15 @@ cdef int32_t backing_take(Server *s, Inode *i, uint32_t node, int fd) noexcept n
     return id
 
 
-cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_t flags, bint wanted) noexcept nogil:
-    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests. flags: of open(2)."""
+cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, uint32_t flags, bint wanted) noexcept nogil:
+    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests.
+
+    opath: see backing_take(); flags: of open(2).
+    """
+    cdef Server *s = ctx.server
     cdef int32_t id
-    if not s.config.passthrough:
+    # To a file that was opened with O_APPEND the kernel appends for good: it does not see fcntl(2) take that away.
+    if not s.config.passthrough or appending(flags):
         wanted = False
     # Of a file that is passed through the kernel holds the inode's lock for each write(2).
     cdef bint apart = direct_writing(flags)
@@ -62,7 +70,7 @@ cdef int32_t backing_reserve(Server *s, Inode *i, uint32_t node, int fd, uint32_
         wanted = False
     if not inode_reserve(&s.inodes, i, wanted, apart and s.config.parallel_writes == PARALLEL_AUTO):
         return 0
-    id = backing_take(s, i, node, fd)
+    id = backing_take(ctx, i, node, opath)
     if not id:
         i.passthrough = 0  # no open has got an id, as then there would be one
     return id

@@ -10,12 +10,18 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from passthru._abi cimport *
 from passthru._backing cimport fh_fd, handle_fd
 from passthru._fdpath cimport FD_PATH, fd_path
+from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._pool cimport pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
+
+cdef extern from "abi.h" nogil:
+    int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
+    enum:
+        F_SETFL
 
 cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
@@ -98,6 +104,14 @@ cdef int later(Request *r, Handler blocking) noexcept nogil:
     return pool_submit(server_of(r).pool, r, blocking)
 
 
+cdef int patiently(Request *r, Handler blocking) noexcept nogil:
+    """later() for what may have to wait for somebody's lease (F_SETLEASE): for long, and until an INTERRUPT."""
+    if r.ctx.stats.kind == T_POOL:
+        return blocking(r)
+    r.interruptible = 1
+    return pool_submit(server_of(r).waiters, r, blocking)
+
+
 cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
     cdef io_uring_sqe *sqe = uring_sqe(r.ctx.ring)
     sqe.fd = r.fd
@@ -108,10 +122,20 @@ cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
     return sqe
 
 
+cdef inline int ring_identity(Request *r) noexcept nogil:
+    """io_uring_sqe.personality for what changes data; 0: the thread's own, which is always the same, or -errno."""
+    return data_personality(r.ctx, r.as_data) if r.ctx.data_how else 0
+
+
 cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     """What remains of r ([done, len) at off + done), on the queue's own ring."""
     cdef bint fixed = r.zero_copy or payload_fixed(r)
-    cdef io_uring_sqe *sqe = ring_sqe(r, write_done if writing else read_done)
+    cdef int who = ring_identity(r) if writing else 0
+    cdef io_uring_sqe *sqe
+    if who < 0:
+        return who if r.zero_copy else later(r, pooled_write)
+    sqe = ring_sqe(r, write_done if writing else read_done)
+    sqe.personality = <uint16_t> who
     if r.handle.flags & H_REMOTE:
         sqe.flags = IOSQE_ASYNC  # a submission asks the file whether it is ready, and that may wait
     if r.zero_copy:
@@ -213,6 +237,19 @@ cdef int blocking_read(Request *r) noexcept nogil:
     return r.done
 
 
+cdef int pooled_write(Request *r) noexcept nogil:
+    """blocking_write() on a pool thread."""
+    cdef int res = 0
+    if r.as_data:
+        if r.handle.flags & H_KILLS:
+            kill_suidgid(r.fd)
+        res = data_take(r.ctx)
+    if res == 0:
+        res = blocking_write(r)
+    data_drop(r.ctx)
+    return res
+
+
 cdef int blocking_write(Request *r) noexcept nogil:
     cdef ssize_t n
     cdef int res = 0
@@ -245,7 +282,7 @@ cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept n
 
 cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf,
                              uint32_t flags) noexcept nogil:
-    """Aim a READ or WRITE at its handle's fd. flags: the open file's at this moment (F_SETFL may change them)."""
+    """Aim a READ or WRITE at its handle's fd. flags: the open file's at this moment; 0: of no file."""
     r.fd = fh_fd(r, fh, H_FILE, &r.handle)
     if r.fd < 0:
         return r.fd
@@ -253,16 +290,30 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     r.len = size
     r.done = 0
     r.buf = buf
-    if r.handle.flags & H_DIRECT and not flags & O_DIRECT:
-        r.fd = cache_fd(r.handle)  # O_DIRECT is gone, and with it alignment
-        return r.fd if r.fd < 0 else 0
+    if (flags ^ r.handle.open_flags) & server_of(r).config.mirrored and flags:
+        mirror_flags(r, flags)
     return 0
+
+
+cdef void mirror_flags(Request *r, uint32_t flags) noexcept nogil:
+    """Do to the source's file what fcntl(F_SETFL) has done to the caller's: O_APPEND, O_DIRECT and the like."""
+    cdef Server *s = server_of(r)
+    cdef Handle *h = r.handle
+    cdef Inode *i = inode_at(&s.inodes, h.node)
+    cdef uint32_t new = (h.open_flags & ~s.config.mirrored) | (flags & s.config.mirrored)
+    data_drop(r.ctx)  # O_NOATIME is the owner's
+    if fcntl_setfl(r.fd, F_SETFL, source_fd_flags(new, h.flags & H_REMOTE)) < 0:
+        return  # the source knows no O_DIRECT, or not yet
+    if direct_writing(new) != direct_writing(h.open_flags):
+        direct_writer(&s.inodes, i, 1 if direct_writing(new) else -1)
+    h.open_flags = new
+    h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, new) | (h.flags & H_KILLS)
 
 
 cdef inline bint alone(Request *r) noexcept nogil:
     """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
-    return r.handle.flags & H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight and not r.ctx.linked \
-        and not uring_ahead(r.ctx.ring) and now_ns() >= r.ctx.patience
+    return r.handle.flags & (H_DIRECT | H_REMOTE) == H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
+        and not r.ctx.linked and not uring_ahead(r.ctx.ring) and now_ns() >= r.ctx.patience
 
 
 cdef int timed(Request *r, Handler io, uint64_t slow) noexcept nogil:
@@ -317,11 +368,7 @@ cdef int op_read(Request *r) noexcept nogil:
 
 
 cdef void kill_suidgid(int fd) noexcept nogil:
-    """What FUSE_HANDLE_KILLPRIV_V2 asks for before a change by somebody without CAP_FSETID.
-
-    suid goes, sgid if the group may execute. The source would not do it for us, who have that
-    right; security.capability it drops by itself.
-    """
+    """suid goes, sgid if the group may execute: of a remote file, whose server may know the daemon as root."""
     cdef statx stx
     cdef uint32_t mode
     if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
@@ -346,8 +393,6 @@ cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil:
 cdef int op_write(Request *r) noexcept nogil:
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef Handle *h
-    cdef iovec iov
-    cdef ssize_t n
     cdef int res
     if arg.size > r.arg_len and not r.zero_copy:
         return -EINVAL
@@ -355,18 +400,39 @@ cdef int op_write(Request *r) noexcept nogil:
     if res < 0:
         return res
     h = r.handle
-    # The kernel says so at each write of who may not keep the bits, whether there are any or not.
-    if arg.write_flags & FUSE_WRITE_KILL_SUIDGID and server_of(r).config.identity:
-        kill_suidgid(r.fd)
-    if arg.write_flags & FUSE_WRITE_CACHE and (
-            h.open_flags & O_APPEND or (h.flags & H_DIRECT and (arg.offset | arg.size) & 4095)):
+    # The kernel says so at each write of who may not keep suid and sgid, whether they are there or not; who has
+    # written a page it does not say.
+    r.as_data = r.ctx.data_how and arg.write_flags & (FUSE_WRITE_KILL_SUIDGID | FUSE_WRITE_CACHE)
+    if arg.write_flags & FUSE_WRITE_CACHE and (h.open_flags & O_APPEND or h.flags & H_DIRECT):
         # Pages of an mmap, written back by whatever handle is at hand, to where they belong; and
         # the last one only up to the end of the file.
-        r.fd = cache_fd(h)
+        r.fd = cache_fd(r.ctx, h)
         if r.fd < 0:
             return r.fd
+    if r.as_data and h.flags & H_KILLS:
+        return later(r, pooled_write)
     if r.zero_copy:
         return ring_rw(r, True)
+    if not h.flags & H_ASYNC_WRITE or alone(r):
+        if r.as_data:
+            res = data_take(r.ctx)
+            if res < 0:
+                return res
+        elif r.ctx.as_data:
+            data_drop(r.ctx)
+        res = write_inline(r)
+        if res != PENDING:
+            return res
+    if r.ctx.ring != NULL:
+        return ring_rw(r, True)
+    return later(r, pooled_write)
+
+
+cdef int write_inline(Request *r) noexcept nogil:
+    """Write what can be written without waiting; PENDING: something is left."""
+    cdef Handle *h = r.handle
+    cdef iovec iov
+    cdef ssize_t n
     if h.flags & H_SYNC_WRITE:
         r.ctx.stats.io_inline += 1
         return blocking_write(r)
@@ -388,17 +454,16 @@ cdef int op_write(Request *r) noexcept nogil:
             return -errno
     if alone(r) and not h.open_flags & (O_SYNC | O_DSYNC):
         return timed(r, blocking_write, SLOW_DEVICE_NS)
-    if r.ctx.ring != NULL:
-        return ring_rw(r, True)
-    return later(r, blocking_write)
+    return PENDING
 
 
-cdef int cache_fd(Handle *h) noexcept nogil:
+cdef int cache_fd(Context *ctx, Handle *h) noexcept nogil:
     """A second fd of a file, without O_DIRECT and O_APPEND. -errno if it cannot be had."""
     cdef char path[FD_PATH]
     cdef int fd = atomic_geti(&h.cache_fd)
     if fd >= 0:
         return fd
+    data_drop(ctx)
     fd_path(path, h.fd)
     fd = open(path, (h.open_flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME)) | O_CLOEXEC)
     if fd < 0:
@@ -445,13 +510,19 @@ cdef int op_fsyncdir(Request *r) noexcept nogil:
 cdef int op_fallocate(Request *r) noexcept nogil:
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
     cdef io_uring_sqe *sqe
+    cdef int who
     r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
     if r.fd < 0:
         return r.fd
-    if r.ctx.ring == NULL:
+    r.as_data = r.ctx.data_how and not keeps_bits(r)
+    if r.ctx.ring == NULL or (r.as_data and r.handle.flags & H_KILLS):
+        return later(r, blocking_fallocate)
+    who = ring_identity(r)
+    if who < 0:
         return later(r, blocking_fallocate)
     sqe = ring_sqe(r, plain_done)
     sqe.opcode = IORING_OP_FALLOCATE
+    sqe.personality = <uint16_t> who
     sqe.off = arg.offset
     sqe.addr = arg.length
     sqe.len = arg.mode
@@ -460,7 +531,47 @@ cdef int op_fallocate(Request *r) noexcept nogil:
 
 cdef int blocking_fallocate(Request *r) noexcept nogil:
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
-    return -errno if fallocate(r.fd, arg.mode, arg.offset, arg.length) < 0 else 0
+    cdef int res = 0
+    if r.as_data:
+        res = data_take(r.ctx)
+    if res == 0:
+        res = -errno if fallocate(r.fd, arg.mode, arg.offset, arg.length) < 0 else 0
+    data_drop(r.ctx)
+    if res == 0 and r.as_data and r.handle.flags & H_KILLS:
+        kill_suidgid(r.fd)
+    return res
+
+
+# ------------------------------------------------------------- truncation
+
+cdef int open_to_cut(Request *r, int opath) noexcept nogil:
+    """An fd for ftruncate(2), or -errno; -EWOULDBLOCK: somebody has a lease, which only a pool's thread waits for."""
+    cdef char path[FD_PATH]
+    cdef int flags = O_WRONLY | O_CLOEXEC | (0 if r.ctx.stats.kind == T_POOL else O_NONBLOCK)
+    cdef int fd
+    if r.ctx.stats.kind == T_POOL and r.interrupted:
+        return -EINTR
+    fd_path(path, opath)
+    fd = open(path, flags)
+    if fd < 0 and fds_short(&server_of(r).inodes, errno):
+        fd = open(path, flags)
+    return fd if fd >= 0 else -errno
+
+
+cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexcept nogil:
+    """ftruncate(2) of a file of inode `node`. kill: the caller may keep neither suid nor sgid."""
+    cdef Server *s = server_of(r)
+    cdef int res = 0
+    if kill:
+        # A remote source may ask who it is, so there it is but without the right to keep them.
+        res = data_take_by(r.ctx, r.ctx.data_how and (
+            DATA_CAPS if s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE else r.ctx.data_how))
+    if res == 0:
+        res = -errno if ftruncate(fd, size) < 0 else 0
+    if r.ctx.as_data == DATA_CAPS and res == 0:
+        kill_suidgid(fd)
+    data_drop(r.ctx)
+    return res
 
 
 cdef int op_lseek(Request *r) noexcept nogil:
@@ -490,7 +601,7 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     cdef int64_t to = <int64_t> arg.off_out
     cdef size_t length = arg.len
     cdef ssize_t n
-    cdef int fd, fd2
+    cdef int fd, fd2, res
     if source == NULL or target == NULL:
         return -EBADF
     if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
@@ -499,9 +610,18 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     fd2 = handle_fd(server_of(r), target) if fd >= 0 else fd
     if fd2 < 0:
         return fd2
+    r.as_data = r.ctx.data_how and not keeps_bits(r)
+    if r.as_data:
+        res = data_take(r.ctx)
+        if res < 0:
+            return res
     n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
-    if n < 0:
-        return -errno
+    res = -errno if n < 0 else 0
+    data_drop(r.ctx)
+    if res < 0:
+        return res
+    if n and r.as_data and target.flags & H_KILLS:
+        kill_suidgid(fd2)
     if r.h.opcode == FUSE_COPY_FILE_RANGE_64:
         (<fuse_copy_file_range_out *> r.out).bytes_copied = n
     else:

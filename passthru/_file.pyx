@@ -3,8 +3,8 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._backing cimport backing_reserve
-from passthru._copy cimport BIG_CUT, handle_io_flags, kill_suidgid, later
+from passthru._backing cimport appending, backing_reserve
+from passthru._copy cimport BIG_CUT, cut, handle_io_flags, later, open_to_cut, patiently, source_fd_flags
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
@@ -18,6 +18,7 @@ from passthru._stats cimport T_POOL
 
 cdef enum:
     TICK_NS = 20000000
+    FMODE_EXEC = 0x20  # __FMODE_EXEC in the flags of an open(2) that is execve(2)'s
 
 
 cdef extern from "abi.h" nogil:
@@ -29,15 +30,20 @@ cdef extern from "abi.h" nogil:
         F_SETFL, ENXIO, EWOULDBLOCK
 
 
+cdef inline uint32_t plain_flags(uint32_t flags) noexcept nogil:
+    """What of the caller's open(2) is the source's business too."""
+    return (flags & ~<uint32_t> (O_CREAT | O_EXCL | O_NOCTTY | O_NOFOLLOW | FMODE_EXEC)) | O_CLOEXEC
+
+
 cdef uint32_t source_flags(Request *r, uint32_t flags) noexcept nogil:
     """The flags to open the source with, for those the caller opened the mount with."""
-    flags &= ~<uint32_t> (O_CREAT | O_EXCL | O_NOCTTY | O_NOFOLLOW)
+    flags = plain_flags(flags)
     if server_of(r).config.writeback:
         # The page cache reads what it writes a part of, and knows itself where the end is.
         if flags & O_ACCMODE == O_WRONLY:
             flags = (flags & ~<uint32_t> O_ACCMODE) | O_RDWR
         flags &= ~<uint32_t> O_APPEND
-    return flags | O_CLOEXEC
+    return flags
 
 
 cdef uint64_t version_of(statx *stx) noexcept nogil:
@@ -80,6 +86,8 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         out.open_flags |= FOPEN_PASSTHROUGH
         h.passthrough = 1
         r.ctx.stats.opens_passthrough += 1
+        if appending(flags):
+            out.open_flags |= FOPEN_DIRECT_IO  # reads and writes come here, see backing_reserve()
     else:
         # Pages cached at an earlier open are good if the file is still what it was then. An open
         # for writing may change it before the next one.
@@ -87,18 +95,63 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
         if keep == KEEP_ALL or (keep and version and i.cached == version):
             out.open_flags |= FOPEN_KEEP_CACHE
         i.cached = version
-        if s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
+        if s.inodes.fs[i.fs].flags & FS_REMOTE and stx.stx_mode & (S_ISUID | S_ISGID):
+            h.flags |= H_KILLS
+        elif s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
         # Or the kernel does all direct writes to a file one after the other, and goes on from a
         # short direct read with a buffered one. Without the capability it would refuse mmap(2).
         # Nor does the size of what the kernel makes up tell how much there is to read.
-        if s.config.direct_io or (flags & O_DIRECT and s.config.direct_opens) or s.inodes.fs[i.fs].flags & FS_PSEUDO:
+        if s.config.direct_io or (flags & O_DIRECT and s.config.direct_opens) or s.inodes.fs[i.fs].flags & FS_PSEUDO or \
+                (s.config.writeback and (appending(flags) or flags & O_ACCMODE == O_WRONLY)):
             out.open_flags |= FOPEN_DIRECT_IO
     # FLUSH gives up its caller's record locks, and brings errors that close(2) of a remote
     # source tells. Otherwise it is a round trip for nothing.
     if not s.config.locks and not s.inodes.fs[i.fs].flags & FS_REMOTE:
         out.open_flags |= FOPEN_NOFLUSH
     return 0
+
+
+cdef bint privileged_changeable(int opath) noexcept nogil:
+    """Is this a program that would run with rights of its own, and that others may write?
+
+    Who executes a file of the source beside the mount keeps all from writing to it (ETXTBSY); who
+    executes it here keeps only those in the mount from that. So somebody could change the program under a
+    process that has got its rights already.
+    """
+    cdef statx stx
+    cdef char path[FD_PATH]
+    if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
+        return False
+    if stx.stx_mode & 0o022:
+        if stx.stx_mode & S_ISUID or stx.stx_mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP:
+            return True
+    elif stx.stx_uid == 0:
+        return False
+    fd_path(path, opath)
+    return getxattr(path, "security.capability", NULL, 0) > 0
+
+
+cdef int open_source(Request *r, int opath, uint32_t flags, bint kill) noexcept nogil:
+    """The source fd for a file that is opened with these flags, or -errno. kill: see cut()."""
+    cdef char path[FD_PATH]
+    cdef int fd, to, res
+    fd_path(path, opath)
+    # Bits go with the truncation, and that comes when nothing can refuse it any more.
+    fd = open(path, flags & ~<uint32_t> O_TRUNC if kill else flags)
+    if fd < 0 and fds_short(&server_of(r).inodes, errno):
+        fd = open(path, flags & ~<uint32_t> O_TRUNC if kill else flags)
+    if fd < 0:
+        return -errno
+    if not kill:
+        return fd
+    to = fd if flags & O_ACCMODE != O_RDONLY else open_to_cut(r, opath)
+    res = cut(r, <uint32_t> r.h.nodeid, to, 0, True) if to >= 0 else to
+    if to >= 0 and to != fd:
+        close(to)
+    if res < 0:
+        close(fd)
+    return res if res < 0 else fd
 
 
 cdef int op_open(Request *r) noexcept nogil:
@@ -109,25 +162,30 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef bint kill = (arg.open_flags & FUSE_OPEN_KILL_SUIDGID) != 0 and (flags & O_TRUNC) != 0
     cdef Inode *i
     cdef statx stx
-    cdef char path[FD_PATH]
     cdef int32_t backing = 0
     cdef bint pooled = r.ctx.stats.kind == T_POOL
     cdef bint writing = s.config.passthrough and flags & O_ACCMODE != O_RDONLY  # a file to be passed through
     cdef bint known = False
     cdef int fd, opath, res
+    if pooled and r.interrupted:
+        return -EINTR
     opath = parent_of(r, &i)
     if opath < 0:
         return opath
     if i.type != S_IFREG >> 12:
         inode_unpin(i)
         return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
+    if arg.flags & FMODE_EXEC and not (s.inodes.fs[i.fs].flags | s.inodes.enforced) & FS_NOSUID and \
+            privileged_changeable(opath):
+        inode_unpin(i)
+        return -EACCES
     if writing or flags & O_TRUNC:
         known = c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0
     if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
         inode_unpin(i)
         return later(r, op_open)
     # Only by requests does the kernel say which writers may keep suid and sgid.
-    backing = backing_reserve(s, i, <uint32_t> r.h.nodeid, opath, flags,
+    backing = backing_reserve(r.ctx, i, <uint32_t> r.h.nodeid, opath, flags,
                               not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID)))
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
@@ -138,24 +196,21 @@ cdef int op_open(Request *r) noexcept nogil:
             return res
         (<Handle *> slab_at(&s.handles, out.fh)).pinned = 1
         return sizeof(fuse_open_out)
-    fd_path(path, opath)
-    if kill:
-        kill_suidgid(opath)
     # Somebody's lease (F_SETLEASE) is waited for by a pool's thread.
     if not pooled:
         flags |= O_NONBLOCK
-    fd = open(path, flags)
-    if fd < 0 and fds_short(&s.inodes, errno):
-        fd = open(path, flags)
-    if fd < 0:
-        fd = -errno
+    fd = open_source(r, opath, flags, kill)
+    if fd in (-EPERM, -EACCES) and s.config.writeback and plain_flags(arg.flags) != flags & ~<uint32_t> O_NONBLOCK:
+        # An append-only file, or one that an ordinary user's daemon may only write: not by the page cache then.
+        flags = plain_flags(arg.flags) | (flags & O_NONBLOCK)
+        fd = open_source(r, opath, flags, kill)
     flags = (flags & ~<uint32_t> O_NONBLOCK) | (arg.flags & O_NONBLOCK)
     if fd == -EWOULDBLOCK and not flags & O_NONBLOCK:
         inode_unpin(i)
         inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
-        return later(r, op_open)
-    if fd >= 0 and not pooled and not flags & O_NONBLOCK:
-        fcntl_setfl(fd, F_SETFL, flags)  # else io_uring may not wait
+        return patiently(r, op_open)
+    if fd >= 0 and not (pooled and not flags & O_NONBLOCK):
+        fcntl_setfl(fd, F_SETFL, source_fd_flags(flags, s.inodes.fs[i.fs].flags & FS_REMOTE))
     if fd >= 0 and not backing and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)
@@ -200,11 +255,15 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
             return <int> found
         node = <uint32_t> found
     entry_reply(r, r.out, node, &stx)
-    i = inode_at(&s.inodes, node)
-    atomic_add32(&i.pins, 1)  # its lookup is ours, so nobody frees it
-    while atomic_get32(&i.pins) & EVICTING:
-        sched_yield()
-    backing = backing_reserve(s, i, node, fd, flags, not stx.stx_mode & (S_ISUID | S_ISGID))
+    i = inode_at(&s.inodes, node)  # its lookup is ours, so nobody frees it
+    opath = -1
+    if s.config.passthrough:
+        opath = inode_fd(&s.inodes, i, node)
+    if opath < 0:
+        atomic_add32(&i.pins, 1)
+        while atomic_get32(&i.pins) & EVICTING:
+            sched_yield()
+    backing = backing_reserve(r.ctx, i, node, opath, flags, opath >= 0 and not stx.stx_mode & (S_ISUID | S_ISGID))
     res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
     inode_unpin(i)
     if res < 0:
@@ -238,9 +297,9 @@ cdef int op_create(Request *r) noexcept nogil:
 
 
 cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags, fuse_create_in *arg) noexcept nogil:
-    """The new file's fd, or if somebody else has just made it, that one's; -errno."""
-    cdef statx stx
+    """The new file's fd, or if somebody else has just made it, perhaps that one's; -errno."""
     cdef bint overridden = False
+    cdef bint refused
     cdef int fd
     cdef unsigned attempt = 0
     while attempt < 4:
@@ -253,20 +312,40 @@ cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags
             continue
         if fd >= 0 or errno != EEXIST or arg.flags & O_EXCL:
             return fd if fd >= 0 else -errno
-        if overridden:
-            return -EACCES
-        # What is there now may be a FIFO, whose open would wait. ESTALE has the kernel look again.
-        fd = openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK)
-        if fd < 0:
-            if errno == ENOENT:
-                continue
-            return -errno if errno not in (ELOOP, ENXIO, EWOULDBLOCK) else -ESTALE
-        if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG:
-            close(fd)
-            return -ESTALE
-        fcntl_setfl(fd, F_SETFL, flags & ~<uint32_t> (O_CLOEXEC | O_TRUNC))  # io_uring would not wait
-        return fd
+        # The kernel takes it for new, and has checked nothing. ESTALE has it look again, and check.
+        refused = overridden or (arg.open_flags & FUSE_OPEN_KILL_SUIDGID and r.h.uid == 0)
+        fd = -ESTALE if refused else open_own(r, dir_fd, name, flags)
+        if fd != -ENOENT:
+            return fd
     return -ESTALE
+
+
+cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noexcept nogil:
+    """An fd of the caller's own file, opened as the caller; -ENOENT: it has gone, -ESTALE: it is not the caller's.
+
+    Spares programs that race with each other the second ESTALE, which open(2) returns. The owner's bits alone decide
+    on an owner, so that it does not matter that the caller's groups are not known.
+    """
+    cdef statx stx
+    cdef char path[FD_PATH]
+    cdef unsigned wanted = 6 if flags & O_ACCMODE == O_RDWR else 2 if flags & (O_ACCMODE | O_TRUNC) else 4
+    cdef int fd, opath
+    if not server_of(r).config.identity:
+        return -ESTALE
+    opath = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if opath < 0:
+        return -ENOENT if errno == ENOENT else -ESTALE
+    if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG or \
+            stx.stx_uid != r.h.uid or stx.stx_mode >> 6 & wanted != wanted:
+        close(opath)
+        return -ESTALE
+    fd_path(path, opath)
+    fd = open(path, flags | O_NONBLOCK)
+    close(opath)
+    if fd < 0:
+        return -ESTALE
+    fcntl_setfl(fd, F_SETFL, source_fd_flags(flags, False))
+    return fd
 
 
 cdef int op_tmpfile(Request *r) noexcept nogil:

@@ -1,19 +1,36 @@
 # Acting as the caller: fsuid, fsgid and supplementary groups of this thread alone, by raw system
 # calls (glibc's wrappers change every thread). Group before user: with the user goes the right to
 # change groups. There is one way out, and a restore that fails ends the process.
+#
+# And the identity of data: nobody's fsuid, with which CAP_FSETID and the other rights to files go. So the
+# source clears suid, sgid and file capabilities itself, if and when it changes a file, and gives no blocks that
+# it keeps for root. What it is used for is open already: no permission is asked. A thread that serves a queue
+# keeps the identity until it has something else to do: taking it costs more than a small write.
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
-from passthru._abi cimport FUSE_EXT_GROUPS, gid_t, sys_cap_override, sys_setfsgid, sys_setfsuid, sys_setgroups
+from passthru._abi cimport *
 from passthru._extension cimport Extension, extension_next
 from passthru._idmap cimport id_to_source
 from passthru._label cimport label_drop, label_take
-from passthru._libc cimport EACCES, EOVERFLOW, umask
-from passthru._request cimport Context, Request
+from passthru._libc cimport EACCES, ENOMEM, EOVERFLOW, umask
+from passthru._request cimport DATA_CAPS, DATA_FSUID, DATA_OWN, Context, Request
 
 cdef enum:
     INVALID_ID = 0xffffffff  # FUSE_INVALID_UIDGID: no creating request, and FUSE_ALLOW_IDMAP
+    NOBODY = 65534
+
+
+cdef inline bint fsuid_take(uint32_t uid) noexcept nogil:
+    """setfsuid(2) tells a failure only by what a further call, with an id that there is not, says is in force."""
+    sys_setfsuid(uid)
+    return <uint32_t> sys_setfsuid(INVALID_ID) == uid
+
+
+cdef inline bint fsgid_take(uint32_t gid) noexcept nogil:
+    sys_setfsgid(gid)
+    return <uint32_t> sys_setfsgid(INVALID_ID) == gid
 
 
 cdef inline int supplementary_group(Request *r, gid_t *gid) noexcept nogil:
@@ -55,10 +72,10 @@ cdef inline int identity_take(Request *r) noexcept nogil:
         failed = label_take(r)
         if failed < 0:
             return failed
-    if r.h.gid:
-        sys_setfsgid(r.h.gid)
-    if r.h.uid:
-        sys_setfsuid(r.h.uid)
+    # An id that this user namespace does not have is refused.
+    if (r.h.gid and not fsgid_take(r.h.gid)) or (r.h.uid and not fsuid_take(r.h.uid)):
+        identity_restore(r)
+        return -EOVERFLOW
     return 0
 
 
@@ -77,15 +94,76 @@ cdef inline void identity_restore(Request *r) noexcept nogil:
         return
     if r.ctx.labelled:
         label_drop(r.ctx)
-    # setfsuid(2) tells a failure only by the value that the next call returns.
-    if r.h.uid:
-        sys_setfsuid(0)
-        if sys_setfsuid(0) != 0:
+    if r.h.uid and not fsuid_take(0):
+        abort()
+    if r.h.gid and not fsgid_take(0):
+        abort()
+
+
+# ----------------------------------------------------------- identity of data
+
+cdef inline int data_take_by(Context *ctx, unsigned how) noexcept nogil:
+    """Change data without the right to keep suid and the like, until data_drop(). 0 or -errno."""
+    cdef int failed
+    if ctx.as_data or how == DATA_OWN:
+        return 0
+    if ctx.groups:  # of the last caller: reserved blocks may be a group's
+        failed = sys_setgroups(0, NULL)
+        if failed < 0:
+            return failed
+        ctx.groups = 0
+    if how == DATA_FSUID:
+        if not fsuid_take(NOBODY):
+            return -ENOMEM
+    elif sys_cap_fsetid(0) < 0:
+        return -ENOMEM
+    ctx.as_data = how
+    return 0
+
+
+cdef inline int data_take(Context *ctx) noexcept nogil:
+    return data_take_by(ctx, ctx.data_how)
+
+
+cdef inline void data_drop(Context *ctx) noexcept nogil:
+    if ctx.as_data == DATA_FSUID:
+        if not fsuid_take(0):
             abort()
-    if r.h.gid:
-        sys_setfsgid(0)
-        if sys_setfsgid(0) != 0:
-            abort()
+    elif ctx.as_data and sys_cap_fsetid(1) < 0:
+        abort()
+    ctx.as_data = 0
+
+
+cdef inline void data_try(Context *ctx) noexcept nogil:
+    """Find out how this thread can have the identity: not by nobody's id where a user namespace has none."""
+    ctx.data_how = DATA_FSUID
+    if not ctx.server.config.identity:
+        ctx.data_how = DATA_OWN
+    elif not fsuid_take(NOBODY):
+        ctx.data_how = DATA_CAPS
+    elif not fsuid_take(0):
+        abort()
+
+
+cdef inline int data_personality(Context *ctx, bint as_data) noexcept nogil:
+    """The number of an identity for requests of this thread's ring; -errno: the ring cannot have it.
+
+    The thread may change its own until it submits. It is registered when it is first wanted: by then the
+    thread has given up what it does not need.
+    """
+    cdef int *number = &ctx.personality[as_data]
+    if number[0] == 0:
+        data_drop(ctx)
+        number[0] = data_take(ctx) if as_data else 0
+        if number[0] == 0:
+            number[0] = sys_io_uring_register(ctx.ring.fd, IORING_REGISTER_PERSONALITY, NULL, 0)
+        data_drop(ctx)
+    return number[0]
+
+
+cdef inline bint keeps_bits(Request *r) noexcept nogil:
+    """May the caller keep suid and sgid in a file that it changes? For requests that do not say so."""
+    return r.h.uid == 0 and sys_is_capable(r.h.pid, CAP_FSETID)
 
 
 cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:

@@ -29,6 +29,7 @@ cdef enum:
     H_ASYNC_WRITE = 8
     H_DIRECT = 16          # the source fd is O_DIRECT
     H_REMOTE = 32          # even submitting may wait
+    H_KILLS = 64           # has had suid or sgid on a remote source, which may not clear them by itself
 
 cdef struct Filesystem:        # a mount and device of the source or below it; index 0 is the source's own
     uint64_t mnt_id        # STATX_MNT_ID_UNIQUE if the kernel has it

@@ -12,6 +12,7 @@ from passthru._copy cimport *
 from passthru._dir cimport *
 from passthru._entry cimport *
 from passthru._file cimport *
+from passthru._identity cimport data_drop
 from passthru._inode cimport FS_REMOTE, Inode, handle_close, inode_at, inode_forget
 from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
@@ -169,6 +170,8 @@ cdef int dispatch(Request *r) noexcept nogil:
         return -ENOSYS
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
+    if r.ctx.as_data and opcode != FUSE_WRITE and opcode != FUSE_READ:
+        data_drop(r.ctx)
     if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):
         return -EINVAL
     if s.inodes.remote and not o.flags & OWN_WAIT:

@@ -36,6 +36,10 @@ cdef enum:
     ROOT_FIXED = 2             # a regular file that keeps its size
     ROOT_DEVICE = 3            # a block device, shown as a regular file
     ROOTS = 4
+    # Context.data_how
+    DATA_OWN = 0               # the daemon has no rights that its caller has not
+    DATA_FSUID = 1
+    DATA_CAPS = 2              # without CAP_FSETID
 
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
@@ -71,6 +75,7 @@ cdef struct Config:
     int writeback
     int all_submounts          # what holds no data, and what a user has mounted, is shown below the source too
     int trust_modes            # where a server decides, mode bits will do
+    uint32_t mirrored          # flags of open files that fcntl(2) sets on the source's as well
     unsigned root
     uint64_t fixed_size        # bytes of a ROOT_FIXED
 
@@ -132,6 +137,9 @@ cdef struct Context:           # one serving thread
     int label_fd               # this thread's fscreate attribute; -1: not open
     unsigned labelled          # it is set
     unsigned groups            # supplementary groups now set
+    unsigned data_how          # DATA_*: how this thread gives up its rights to change data
+    unsigned as_data           # the same if it has: see data_take()
+    int personality[2]         # the ring's numbers of its own identity and of that; 0: not registered yet
     uint64_t now               # when the thread last looked for requests (now_ns)
     uint64_t patience          # until then (ns) no backing write is tried inline
     char *scratch              # SCRATCH_SIZE bytes
@@ -168,6 +176,7 @@ cdef struct Request:
     uint16_t zero_copy         # the data of this READ or WRITE is not in the payload
     uint16_t interrupted
     uint16_t interruptible     # a signal may end its wait (locks)
+    uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
     int result
     uint32_t done_flag         # for tests
     int tid                    # pool thread that runs it

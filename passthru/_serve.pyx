@@ -5,6 +5,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from passthru._abi cimport *
+from passthru._identity cimport data_try
 from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._stats cimport STATS_HEADER, ThreadStats
@@ -61,6 +62,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
         r = sys_cap_drop_resource()
         if r < 0:
             return r
+    data_try(ctx)
     ctx.scratch = <char *> aligned_alloc(4096, SCRATCH_SIZE)
     if ctx.scratch == NULL:
         return -ENOMEM

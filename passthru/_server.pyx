@@ -141,6 +141,9 @@ cdef class ServerCore:
         else:
             c.root = ROOT_FIXED if fixed_size else ROOT_FILE
             c.fixed_size = stx.stx_size
+        c.mirrored = O_APPEND | O_DIRECT | O_NONBLOCK | O_NOATIME
+        if writeback or c.root in (ROOT_FIXED, ROOT_DEVICE):
+            c.mirrored &= ~<uint32_t> O_APPEND  # the kernel knows where the end is, see source_flags()
         # By the fd, since a mount may lie over the source's name.
         fd_path(path, root_fd)
         fd = open(path, O_PATH | O_CLOEXEC)

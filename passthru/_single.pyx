@@ -204,15 +204,15 @@ cdef int blocking_zero(Request *r) noexcept nogil:
     if fd < 0:
         return fd
     if first >= last:
-        return write_zeroes(h, arg.offset, end)
+        return write_zeroes(r, h, arg.offset, end)
     if fallocate(fd, arg.mode, first, last - first) < 0:
         return -errno
-    res = write_zeroes(h, arg.offset, first)
-    return res if res < 0 else write_zeroes(h, last, end)
+    res = write_zeroes(r, h, arg.offset, first)
+    return res if res < 0 else write_zeroes(r, h, last, end)
 
 
-cdef int write_zeroes(Handle *h, uint64_t at, uint64_t end) noexcept nogil:
-    cdef int fd = cache_fd(h)  # O_DIRECT would want whole blocks
+cdef int write_zeroes(Request *r, Handle *h, uint64_t at, uint64_t end) noexcept nogil:
+    cdef int fd = cache_fd(r.ctx, h)  # O_DIRECT would want whole blocks
     cdef ssize_t n
     if fd < 0:
         return fd

@@ -78,7 +78,7 @@ cdef long without_trusted(Request *r, char *names, long n) noexcept nogil:
         length = strlen(at) + 1
         if strncmp(at, "trusted.", 8) == 0:
             if admin < 0:
-                admin = sys_is_admin(r.h.pid)
+                admin = sys_is_capable(r.h.pid, CAP_SYS_ADMIN)
             if admin:
                 return n
         else:

@@ -16,6 +16,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/openat2.h>
@@ -480,6 +481,7 @@ enum {
 	IORING_ENTER_GETEVENTS = 1 << 0,
 	IORING_REGISTER_BUFFERS2 = 15,
 	IORING_REGISTER_BUFFERS_UPDATE = 16,
+	IORING_REGISTER_PERSONALITY = 9,
 	IORING_REGISTER_IOWQ_MAX_WORKERS = 19,
 	IORING_RSRC_REGISTER_SPARSE = 1 << 0,
 };
@@ -525,22 +527,6 @@ static inline int sys_setgroups(size_t n, const gid_t *list)
 	return syscall(SYS_setgroups, n, list) < 0 ? -errno : 0;
 }
 
-/* Drop or raise CAP_FSETID of the calling thread (capabilities(7)). 0 or -errno. */
-static inline int sys_cap_fsetid(int raise)
-{
-	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
-	static _Thread_local struct { uint32_t effective, permitted, inheritable; } data[2];
-	static _Thread_local int known;
-	if (!known && syscall(SYS_capget, &header, data) < 0)
-		return -errno;
-	known = 1;
-	if (raise)
-		data[0].effective |= data[0].permitted & (1u << 4);
-	else
-		data[0].effective &= ~(1u << 4);
-	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
-}
-
 /* Drop and raise effective capabilities of the calling thread (bits of 0..31). 0 or -errno. */
 static inline int sys_cap_change(uint32_t drop, uint32_t raise)
 {
@@ -552,14 +538,14 @@ static inline int sys_cap_change(uint32_t drop, uint32_t raise)
 	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
-/* Has that thread CAP_SYS_ADMIN in our own user namespace? */
-static inline int sys_is_admin(uint32_t tid)
+/* Has that thread a capability (0..31) in our own user namespace? */
+static inline int sys_is_capable(uint32_t tid, unsigned cap)
 {
 	struct { uint32_t version; int pid; } header = { 0x20080522, (int)tid };
 	struct { uint32_t effective, permitted, inheritable; } data[2];
 	struct stat ours, theirs;
 	char path[40];
-	if (tid == 0 || syscall(SYS_capget, &header, data) < 0 || !(data[0].effective & 1u << 21))
+	if (tid == 0 || syscall(SYS_capget, &header, data) < 0 || !(data[0].effective & 1u << cap))
 		return 0;
 	snprintf(path, sizeof(path), "/proc/%u/ns/user", tid);
 	return stat(path, &theirs) == 0 && stat("/proc/self/ns/user", &ours) == 0 &&
@@ -568,6 +554,9 @@ static inline int sys_is_admin(uint32_t tid)
 
 /* With CAP_SYS_RESOURCE, writes for others would pass by their quotas. */
 static inline int sys_cap_drop_resource(void) { return sys_cap_change(1u << 24, 0); }
+
+/* Without CAP_FSETID suid and sgid go with a write. */
+static inline int sys_cap_fsetid(int raise) { return sys_cap_change(raise ? 0 : 1u << 4, raise ? 1u << 4 : 0); }
 
 /* CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which setfsuid(2) took. */
 static inline int sys_cap_override(void) { return sys_cap_change(0, 3u << 1); }
