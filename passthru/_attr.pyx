@@ -87,6 +87,8 @@ cdef int op_statx(Request *r) noexcept nogil:
         s.uid = id_to_mount(&server_of(r).uids, s.uid)
         s.gid = id_to_mount(&server_of(r).gids, s.gid)
     s.mode = <uint16_t> shown_mode(f, &stx)
+    if privileged(&stx):
+        i.told = 1
     s.ino = stx.stx_ino ^ f.salt
     s.size = stx.stx_size
     s.blocks = stx.stx_blocks

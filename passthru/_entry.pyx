@@ -81,6 +81,8 @@ cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nog
     a.mtimensec = stx.stx_mtime.tv_nsec
     a.ctimensec = stx.stx_ctime.tv_nsec
     a.mode = shown_mode(f, stx)
+    if privileged(stx):
+        i.told = 1
     a.nlink = stx.stx_nlink
     a.uid = stx.stx_uid
     a.gid = stx.stx_gid

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from passthru._abi cimport *
 from passthru._backing cimport appending, backing_reserve
 from passthru._copy cimport BIG_CUT, cut, handle_io_flags, later, open_to_cut, patiently, source_fd_flags
-from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, stx_mask
+from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, privileged, stx_mask
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
@@ -112,24 +112,27 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     return 0
 
 
-cdef bint privileged_changeable(int opath) noexcept nogil:
-    """Is this a program that would run with rights of its own, and that others may write?
+cdef int execute_check(Server *s, Inode *i, int opath) noexcept nogil:
+    """May a file be executed through the mount? 0, -EACCES, or -ESTALE: the kernel is to look at it again.
 
-    Who executes a file of the source beside the mount keeps all from writing to it (ETXTBSY); who
-    executes it here keeps only those in the mount from that. So somebody could change the program under a
-    process that has got its rights already.
+    Not a program that gets rights of its own and that others may write. Who executes a file of the source beside
+    the mount keeps all from writing to it (ETXTBSY); who executes it here keeps only those in the mount from
+    that. So the program could be changed under a process that has got its rights already.
     """
     cdef statx stx
     cdef char path[FD_PATH]
     if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
-        return False
+        return 0
+    if not privileged(&stx) and i.told:
+        i.told = 0  # the kernel gives rights by the mode that it was told last
+        return -ESTALE
     if stx.stx_mode & 0o022:
         if stx.stx_mode & S_ISUID or stx.stx_mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP:
-            return True
+            return -EACCES
     elif stx.stx_uid == 0:
-        return False
+        return 0
     fd_path(path, opath)
-    return getxattr(path, "security.capability", NULL, 0) > 0
+    return -EACCES if getxattr(path, "security.capability", NULL, 0) > 0 else 0
 
 
 cdef int open_source(Request *r, int opath, uint32_t flags, bint kill) noexcept nogil:
@@ -175,10 +178,11 @@ cdef int op_open(Request *r) noexcept nogil:
     if i.type != S_IFREG >> 12:
         inode_unpin(i)
         return -EINVAL  # the kernel opens nothing else here, and a FIFO would keep the thread
-    if arg.flags & FMODE_EXEC and not (s.inodes.fs[i.fs].flags | s.inodes.enforced) & FS_NOSUID and \
-            privileged_changeable(opath):
-        inode_unpin(i)
-        return -EACCES
+    if arg.flags & FMODE_EXEC and not (s.inodes.fs[i.fs].flags | s.inodes.enforced) & FS_NOSUID:
+        res = execute_check(s, i, opath)
+        if res < 0:
+            inode_unpin(i)
+            return res
     if writing or flags & O_TRUNC:
         known = c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0
     if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
