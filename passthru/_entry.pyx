@@ -163,7 +163,10 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
         close(fd)
         return node
     if not on_fs(&s.inodes.fs[parent.fs], stx):
-        return other_inode(r, fd, stx)
+        node = other_inode(r, fd, stx)
+        if node > 0 and stx.stx_mode & S_IFMT == S_IFDIR:
+            fs_placed(&s.inodes, inode_at(&s.inodes, node).fs, <uint32_t> r.h.nodeid, name)
+        return node
     node = inode_add(&s.inodes, r.ctx.id, parent.fs, stx, fd, NULL)
     if not node:
         return -ENOMEM

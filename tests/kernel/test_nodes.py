@@ -1,10 +1,16 @@
 """Making what is not a plain file: devices, fifos, links, files without a name."""
+import ctypes
 import errno
 import os
 import stat
+import struct
 import threading
+import time
 
 import pytest
+from conftest import KERNEL
+
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def link_open_file(fd: int, path) -> None:
@@ -109,3 +115,45 @@ def test_missing_things(fs):
         with pytest.raises(OSError) as e:
             act()
         assert e.value.errno == want
+
+
+def node_of(fd: int) -> bytes:
+    """The FUSE client's handle of an open file: nodeid and generation (AT_HANDLE_FID, Linux 6.6)."""
+    buffer = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))
+    mount_id = ctypes.c_int()
+    if LIBC.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), 0x1000 | 0x200) < 0:
+        raise OSError(ctypes.get_errno(), "name_to_handle_at")
+    return buffer.raw[8:8 + struct.unpack_from("=I", buffer.raw)[0]]
+
+
+@pytest.mark.skipif(KERNEL < (6, 6), reason="no AT_HANDLE_FID")
+def test_one_node_for_one_inode(mount):
+    """Also while names are exchanged between a look at a name's attributes and one at its handle."""
+    fs = mount("--entry-timeout", "0", "--attr-timeout", "0")
+    names = [fs.src / n for n in ("a", "b")]
+    for name in names:
+        name.write_text(name.name)
+    fds = [os.open(fs.mnt / name.name, os.O_RDONLY) for name in names]
+    by_inode = {os.fstat(fd).st_ino: node_of(fd) for fd in fds}
+    over = threading.Event()
+
+    def exchange() -> None:
+        while not over.is_set():
+            LIBC.renameat2(-100, os.fsencode(names[0]), -100, os.fsencode(names[1]), 2)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            for name in names:
+                path_fd = os.open(fs.mnt / name.name, os.O_PATH)
+                try:
+                    assert node_of(path_fd) == by_inode[os.fstat(path_fd).st_ino]
+                finally:
+                    os.close(path_fd)
+    finally:
+        over.set()
+        thread.join()
+        for fd in fds:
+            os.close(fd)

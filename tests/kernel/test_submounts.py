@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import struct
@@ -235,6 +236,36 @@ def test_removed_files_space(mount, place):
     assert len((fs.mnt / "big").read_bytes()) == 32 << 20
     (place / "src" / "big").unlink()
     until(lambda: os.statvfs(place / "src").f_bfree * 4096 > 60 << 20, "its space is free", 10)
+
+
+@pytest.mark.skipif(not shutil.which("mkfs.btrfs") or "btrfs" not in Path("/proc/filesystems").read_text(),
+                    reason="no btrfs here")
+def test_subvolumes(mount, place):
+    """Each has a device number of its own, within one mount; there may be more than a thousand."""
+    (place / "src").mkdir()
+    with open(place / "image", "wb") as f:
+        f.truncate(256 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", place / "image"], check=True)
+    subprocess.run(["mount", "-o", "loop", place / "image", place / "src"], check=True)
+    count = 1100
+    top = os.open(place / "src", os.O_RDONLY)
+    for n in range(count):
+        fcntl.ioctl(top, 0x5000940E, bytearray(struct.pack("=q4088s", 0, b"v%d" % n)))  # BTRFS_IOC_SUBVOL_CREATE
+    os.close(top)
+    for n in range(count):
+        (place / "src" / f"v{n}" / "f").write_text(str(n))
+    fs = mount()
+    assert [(fs.mnt / f"v{n}" / "f").read_text() for n in range(count)] == [str(n) for n in range(count)]
+    numbers = {(fs.mnt / f"v{n}" / "f").stat().st_ino for n in range(count)}
+    assert len(numbers) == count  # although they have but one st_dev
+    with pytest.raises(OSError, match="cross-device"):
+        os.rename(fs.mnt / "v1" / "f", fs.mnt / "v2" / "g")
+
+    def few() -> bool:
+        return len(os.listdir(f"/proc/{fs.pid}/fd")) < 200
+
+    until(few, "fds of idle subvolumes closed")
+    assert (fs.mnt / "v7" / "f").read_text() == "7"
 
 
 @pytest.mark.skipif(not user_mode_linux(), reason="without the guard it would hang the machine for good")
