@@ -12,6 +12,8 @@ cdef struct Payloads:          # the payload memory of one queue
     unsigned count
 
 cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil
+cdef char *payload_map(Payloads *p) noexcept nogil
+cdef void payload_unmap(Payloads *p, char *payload) noexcept nogil
 cdef void payloads_gather(Payloads *p, char *at) noexcept nogil
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
@@ -22,8 +24,10 @@ cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexce
 cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil
 cdef enum:
     BIG_CUT = 64 << 20      # bytes: freeing more than this may take a while
+    REMOTE_RING = 64        # reads and writes of remote files at a time, for which a queue's thread has io_uring's workers
 
 cdef int later(Request *r, Handler blocking) noexcept nogil
+cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil
 cdef int cache_fd(Context *ctx, Handle *h) noexcept nogil
 cdef int patiently(Request *r, Handler blocking) noexcept nogil
 

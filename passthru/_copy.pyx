@@ -13,7 +13,7 @@ from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._pool cimport pool_submit
+from passthru._pool cimport LANE_GENERAL, lane_of_row, pool_submit, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
@@ -44,6 +44,21 @@ cdef int payloads_map(Payloads *p, unsigned count, size_t size) noexcept nogil:
     p.size = size
     p.count = count
     return 0
+
+
+cdef char *payload_map(Payloads *p) noexcept nogil:
+    """One more, which lies elsewhere. NULL: no address space."""
+    cdef void *m = mmap(NULL, p.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if m == MAP_FAILED:
+        return NULL
+    madvise(m, p.size, MADV_DONTDUMP)
+    return <char *> m
+
+
+cdef void payload_unmap(Payloads *p, char *payload) noexcept nogil:
+    """Of payload_map(); not of those that lie together."""
+    if payload < p.base or payload >= p.base + p.count * p.size:
+        munmap(payload, p.size)
 
 
 cdef void payloads_gather(Payloads *p, char *at) noexcept nogil:
@@ -98,18 +113,36 @@ cdef bint payload_fixed(Request *r) noexcept nogil:
 # ------------------------------------------------------------ waiting I/O
 
 cdef int later(Request *r, Handler blocking) noexcept nogil:
-    """Run a handler where it may wait: on a pool thread, or here if this is one."""
+    """Run a handler where it may wait: on a pool thread, or here if this is one.
+
+    The lane is that of the filesystem that the request is for.
+    """
+    return later_for(r, blocking, r.h.nodeid)
+
+
+cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil:
+    """later(), in the lane of that inode's filesystem."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i
     if r.ctx.stats.kind == T_POOL:
         return blocking(r)
-    return pool_submit(server_of(r).pool, r, blocking)
+    i = inode_at(t, node)
+    return pool_submit_lane(server_of(r).pool, r, blocking,
+                            lane_of_row(i.fs) if i != NULL and t.fs[i.fs].flags & FS_REMOTE else LANE_GENERAL)
+
+
+cdef inline bint is_remote(Request *r) noexcept nogil:
+    cdef InodeTable *t = &server_of(r).inodes
+    return t.remote and t.fs[inode_at(t, r.handle.node).fs].flags & FS_REMOTE
 
 
 cdef int patiently(Request *r, Handler blocking) noexcept nogil:
     """later() for what may have to wait for somebody's lease (F_SETLEASE): for long, and until an INTERRUPT."""
+    cdef int res
     if r.ctx.stats.kind == T_POOL:
         return blocking(r)
-    r.interruptible = 1
-    return pool_submit(server_of(r).waiters, r, blocking)
+    res = pool_submit(server_of(r).waiters, r, blocking)
+    return res if res != -ENOLCK else -EBUSY
 
 
 cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
@@ -134,6 +167,11 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     cdef io_uring_sqe *sqe
     if who < 0:
         return who if r.zero_copy else later(r, pooled_write)
+    if r.handle.flags & H_REMOTE:
+        if r.ctx.remote >= REMOTE_RING and not r.zero_copy:
+            return later(r, pooled_write if writing else blocking_read)
+        r.ctx.remote += 1
+        r.away = AWAY_RING
     sqe = ring_sqe(r, write_done if writing else read_done)
     sqe.personality = <uint16_t> who
     if r.handle.flags & H_REMOTE:
@@ -487,7 +525,7 @@ cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
     if r.fd < 0:
         return r.fd
     r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
-    if r.ctx.ring == NULL:
+    if r.ctx.ring == NULL or is_remote(r):
         return later(r, blocking_fsync)
     sqe = ring_sqe(r, plain_done)
     sqe.opcode = IORING_OP_FSYNC
@@ -515,7 +553,7 @@ cdef int op_fallocate(Request *r) noexcept nogil:
     if r.fd < 0:
         return r.fd
     r.as_data = r.ctx.data_how and not keeps_bits(r)
-    if r.ctx.ring == NULL or (r.as_data and r.handle.flags & H_KILLS):
+    if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.handle.flags & H_KILLS):
         return later(r, blocking_fallocate)
     who = ring_identity(r)
     if who < 0:
@@ -590,7 +628,12 @@ cdef int op_lseek(Request *r) noexcept nogil:
 
 
 cdef int op_copy_file_range(Request *r) noexcept nogil:
-    return later(r, blocking_copy)
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i = inode_at(t, r.h.nodeid)
+    # Between filesystems it may be either that takes its time.
+    if i != NULL and t.fs[i.fs].flags & FS_REMOTE:
+        return later(r, blocking_copy)
+    return later_for(r, blocking_copy, (<fuse_copy_file_range_in *> r.op_in).nodeid_out)
 
 
 cdef int blocking_copy(Request *r) noexcept nogil:

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._ops cimport op_in_size, undelivered
-from passthru._pool cimport nap, pool_cancel
+from passthru._pool cimport end_by, nap, pool_cancel
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_DEV, stats_answered
@@ -116,7 +116,7 @@ cdef int take_in(DevThread *t, DevRequest *d, size_t n) noexcept nogil:
     memcpy(&r.h, d.in_buf, head)
     r.ctx = &t.ctx
     r.interrupted = 0
-    r.interruptible = 0
+    r.away = AT_HOME
     if r.h.opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT):
         if r.h.len != n:
             return NOREPLY
@@ -163,7 +163,7 @@ cdef void dev_serve(DevThread *t) noexcept nogil:
     if d != NULL:
         request_give(d)
     pool_cancel(s.waiters)
-    while atomic_get32(&t.out):
+    while atomic_get32(&t.out) and now_ns() < end_by(s):  # what hangs in the source is left behind
         nap()
 
 

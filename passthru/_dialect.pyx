@@ -14,7 +14,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._copy cimport payload_at
+from passthru._copy cimport payload_at, payload_map
 from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._ring cimport *
@@ -46,9 +46,21 @@ cdef int setup_result(Worker *w) noexcept nogil:
             return r
 
 
+cdef void own_payload(Queue *q, Entry *e, char *payload) noexcept nogil:
+    e.payload = payload
+    e.req.fixed_base = payload
+    e.req.fixed_max = <uint32_t> q.payloads.size
+    e.req.fixed_len = 0
+    e.req.buf_index = <uint16_t> e.id
+    e.req.zero_copy_index = <uint16_t> e.id
+    e.iov[0].iov_base = e.slot
+    e.iov[0].iov_len = sizeof(fuse_uring_req_header)
+    e.iov[1].iov_base = payload
+    e.iov[1].iov_len = q.payloads.size
+
+
 cdef void common(Queue *q) noexcept nogil:
     """The commit template, and per-entry payloads; pools change it."""
-    cdef Entry *e
     cdef unsigned n
     memset(&q.commit, 0, sizeof(io_uring_sqe))
     command(&q.commit, q, FUSE_IO_URING_CMD_COMMIT_AND_FETCH)
@@ -56,17 +68,7 @@ cdef void common(Queue *q) noexcept nogil:
     q.location_scale = 0
     q.location_limit = 1
     for n in range(q.depth):
-        e = &q.entries[n]
-        e.payload = payload_at(&q.payloads, n)
-        e.req.fixed_base = e.payload
-        e.req.fixed_max = <uint32_t> q.payloads.size
-        e.req.fixed_len = 0
-        e.req.buf_index = <uint16_t> e.id
-        e.req.zero_copy_index = <uint16_t> e.id
-        e.iov[0].iov_base = e.slot
-        e.iov[0].iov_len = sizeof(fuse_uring_req_header)
-        e.iov[1].iov_base = e.payload
-        e.iov[1].iov_len = q.payloads.size
+        own_payload(q, &q.entries[n], payload_at(&q.payloads, n))
 
 
 cdef void pooled(Queue *q, bint registered) noexcept nogil:
@@ -79,6 +81,35 @@ cdef void pooled(Queue *q, bint registered) noexcept nogil:
         e.req.fixed_base = q.payloads.base if registered else NULL
         e.req.fixed_len = e.req.fixed_max = <uint32_t> (q.buffers * q.payloads.size) if registered else 0
         e.req.buf_index = q.pool_slot
+
+
+cdef inline unsigned header_slots(Queue *q) noexcept nogil:
+    """Those that a buffer ring may use: the first of the worker's, by entry id."""
+    return q.worker.nentries + q.worker.nqueues * q.spares
+
+
+cdef bint enroll(Queue *q, Entry *e) noexcept nogil:
+    """Stage the REGISTER of an entry beyond the depth, like the others. False: no memory."""
+    cdef char *payload
+    if q.dialect == D_PER_ENTRY:
+        payload = payload_map(&q.payloads)
+        if payload == NULL:
+            return False
+        own_payload(q, e, payload)
+    else:
+        # As the first, but for what goes by the entry's number.
+        e.payload = q.entries[0].payload
+        e.req.fixed_base = q.entries[0].req.fixed_base
+        e.req.fixed_max = q.entries[0].req.fixed_max
+        e.req.fixed_len = q.entries[0].req.fixed_len
+        e.req.buf_index = q.entries[0].req.buf_index
+        e.req.zero_copy_index = <uint16_t> e.id
+        e.iov[0] = q.entries[0].iov[0]
+        e.iov[1] = q.entries[0].iov[1]
+        if q.dialect == D_BUFPOOL:
+            e.iov[0].iov_base = e.slot
+    stage_register(q, e)
+    return True
 
 
 cdef void stage_register(Queue *q, Entry *e) noexcept nogil:
@@ -95,7 +126,7 @@ cdef void stage_register(Queue *q, Entry *e) noexcept nogil:
         ring = <fuse_uring_bufring_req *> sqe.cmd
         ring.flags = q.bufring_flags
         ring.buf_size = <uint32_t> q.payloads.size
-        ring.queue_depth = <uint16_t> q.worker.nentries
+        ring.queue_depth = <uint16_t> header_slots(q)
         sqe.buf_index = <uint16_t> e.id
     elif q.zero_copy:
         cmd.uaddr = e.req.zero_copy_index
@@ -209,6 +240,10 @@ cdef int bufpool_register(Queue *q, Worker *w) noexcept nogil:
 
 # ----------------------------------------------------------------- bufring
 
+cdef inline size_t headers_len(Queue *q) noexcept nogil:
+    return (header_slots(q) * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+
+
 cdef bint bufring_pins(Queue *q, uint64_t pins) noexcept nogil:
     """May be pinned what the kernel is told to pin? The pool as large as may be, and then it is our ring's too.
 
@@ -216,7 +251,7 @@ cdef bint bufring_pins(Queue *q, uint64_t pins) noexcept nogil:
     pool twice, since the kernel pins it for itself, and the header slots.
     """
     cdef Worker *w = q.worker
-    cdef unsigned spare = w.nentries + w.nqueues
+    cdef unsigned spare = w.queues[w.nqueues - 1].pool_slot + 1
     cdef unsigned buffers = q.buffers
     cdef bint good
     while True:
@@ -225,7 +260,7 @@ cdef bint bufring_pins(Queue *q, uint64_t pins) noexcept nogil:
             good = uring_buffer_set(&w.ring, q.pool_slot, q.payloads.base, buffers * q.payloads.size) == 0 \
                 and uring_buffer_set(&w.ring, spare, q.payloads.base, buffers * q.payloads.size) == 0
         if good and pins & FUSE_URING_PINNED_HEADERS:
-            good = uring_buffer_set(&w.ring, spare + 1, w.slots, w.slots_len) == 0
+            good = uring_buffer_set(&w.ring, spare + 1, w.slots, headers_len(q)) == 0
         uring_buffer_set(&w.ring, spare, NULL, 0)
         uring_buffer_set(&w.ring, spare + 1, NULL, 0)
         if good:
@@ -249,6 +284,7 @@ cdef int bufring_register(Queue *q, Worker *w) noexcept nogil:
         | (FUSE_URING_PINNED_HEADERS if w.want_pinned_headers else 0)
     tries[2] = tries[1] & FUSE_URING_PINNED_HEADERS
     tries[3] = 0
+    q.spares = min(q.spares, <unsigned> SPARES_PINNED)
     # What is tried here must still be there when the kernel does it: one queue after the other.
     while atomic_swap32(pinning, 1):
         sched_yield()
@@ -267,7 +303,7 @@ cdef int bufring_register(Queue *q, Worker *w) noexcept nogil:
     for n in range(q.depth):
         e = &q.entries[n]
         e.iov[0].iov_base = w.slots
-        e.iov[0].iov_len = w.slots_len
+        e.iov[0].iov_len = headers_len(q)
         e.iov[1].iov_base = q.payloads.base
         e.iov[1].iov_len = q.buffers * q.payloads.size
     q.location_mask = 0xffff
@@ -290,6 +326,7 @@ cdef int worker_register(Worker *w, int fuse_fd) noexcept nogil:
         q = &w.queues[n]
         common(q)
         q.dialect = D_PER_ENTRY
+        q.enroll = enroll
         r = EINVAL
         if w.want_dialect == D_BUFPOOL:
             r = bufpool_register(q, w)

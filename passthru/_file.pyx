@@ -10,7 +10,7 @@ from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._lock cimport locks_drop_handle, locks_drop_owner
+from passthru._lock cimport flock_leaving, flock_left, locks_drop_handle, locks_drop_owner
 from passthru._notify cimport notify_attributes
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -187,7 +187,7 @@ cdef int op_open(Request *r) noexcept nogil:
         known = c_statx(opath, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0
     if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
         inode_unpin(i)
-        return later(r, op_open)
+        return patiently(r, op_open)
     # Only by requests does the kernel say which writers may keep suid and sgid.
     backing = backing_reserve(r.ctx, i, <uint32_t> r.h.nodeid, opath, flags,
                               not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID)))
@@ -385,6 +385,8 @@ cdef int op_flush(Request *r) noexcept nogil:
     if h == NULL:
         return -EBADF
     r.fd = h.fd
+    if h.flocked:
+        flock_leaving(s, h.node, <uint32_t> arg.fh)
     if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
         return later(r, blocking_flush)
     locks_drop_owner(s, h.node, arg.lock_owner)
@@ -434,9 +436,14 @@ cdef int op_release(Request *r) noexcept nogil:
 cdef int blocking_release(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef uint32_t fh = <uint32_t> (<fuse_release_in *> r.op_in).fh
-    locks_drop_handle(s, (<Handle *> slab_at(&s.handles, fh)).node, fh)
+    cdef Handle *h = <Handle *> slab_at(&s.handles, fh)
+    cdef uint32_t node = h.node
+    cdef bint flocked = h.flocked
+    locks_drop_handle(s, node, fh)
     if not s.config.locks:
-        attributes_changed(s, <Handle *> slab_at(&s.handles, fh))  # there was no FLUSH
+        attributes_changed(s, h)  # there was no FLUSH
     handle_close(&s.inodes, fh)
+    if flocked:
+        flock_left(s, node, fh)
     r.ctx.stats.releases += 1
     return 0

@@ -143,6 +143,7 @@ cdef struct Handle:
     int32_t cache_fd       # for what the page cache writes, see cache_fd(); -1: not open
     uint32_t flags
     uint32_t open_flags
+    uint32_t flocked       # has a flock(2)
     uint32_t busy          # claimed by a READDIR
     uint32_t buf_pos
     uint32_t buf_end

@@ -3,7 +3,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._request cimport Request, Server
 
+cdef void *locks_new() noexcept nogil
+cdef void locks_free(void *locks) noexcept nogil
 cdef int op_getlk(Request *r) noexcept nogil
 cdef int op_setlk(Request *r) noexcept nogil
 cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept nogil
 cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogil
+cdef void flock_leaving(Server *s, uint32_t node, uint32_t fh) noexcept nogil
+cdef void flock_left(Server *s, uint32_t node, uint32_t fh) noexcept nogil

@@ -2,10 +2,13 @@
 
 flock(2) belongs to an open file, and each handle is one of ours. Record locks belong to
 (inode, owner): each pair gets an open file description of its own, whose OFD locks
-(fcntl(2)) they are; it is closed by the owner's FLUSH, or by RELEASE of the handle that
-it came by (a caller's own OFD locks end there). A lock that has to be waited for is
-waited for on a thread of the waiters' pool, and INTERRUPT ends it. The kernel looks for
-deadlocks of record locks, but not of OFD locks: so it is done here, among our own waits.
+(fcntl(2)) they are. The owner's FLUSH gives all of them up, as close(2) does, and closes it if
+nobody uses it just then: a lock that is waited for meanwhile is one to come, and stays. A caller's
+own OFD locks come by one handle only, and end with its RELEASE.
+
+A lock that has to be waited for is waited for on a thread of the waiters' pool, and INTERRUPT ends
+it. The kernel looks for deadlocks of record locks, but not of OFD locks: so it is done here, among our
+own waits, as the kernel does it: when a wait begins, and again when another lock comes in its way.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -14,11 +17,13 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._backing cimport fh_fd
+from passthru._copy cimport later
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._pool cimport pool_submit
+from passthru._pool cimport pool_chore, pool_interrupt_running, pool_submit
 from passthru._request cimport *
+from passthru._stats cimport T_POOL
 
 cdef extern from "abi.h" nogil:
     struct flock:
@@ -35,39 +40,111 @@ cdef extern from "abi.h" nogil:
 
 cdef enum:
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end
-    LONGEST_CYCLE = 64  # that is looked for; the kernel's own limit is 10
+    LONGEST_CYCLE = 11  # as in the kernel
+    PROBES = 4096       # questions that a search for holders may ask the source
+    HOLDERS = 4096      # a power of two
+    LEASED = -0x10000002  # lock_now(): somebody has a lease, and the file's open would wait
+    LEAVING_NS = 100000000
+    TRY_US = 200        # pause between two attempts to get a flock whose holder is leaving,
+    TRIES = 100         # and how many
 
 cdef struct Owner:
     Owner *next
     uint64_t owner
     uint32_t node
-    uint32_t fh                # the handle it was first used by
+    uint32_t fh                # the handle it is used by; 0: by several, so it is a process
     uint32_t users             # requests that use fd now
     uint32_t gone              # not in the table any more: the last user closes
     uint32_t pid
     int fd
-    bint writable
     int64_t low                # all its locks are in [low, high]; low > high: it has none
     int64_t high
 
 cdef struct Wait:              # for a record lock, on the stack of who waits
     Wait *next
+    Request *r
     uint64_t owner
+    uint64_t by                # owner of what is in the way; 0: not known
     uint32_t node
+    bint dead                  # EDEADLK
     flock fl
 
-cdef struct Table:             # of one process, not of one mount: nodes are told apart by server
+cdef struct Leaving:           # a handle with a flock(2), one of whose fds was closed
+    Leaving *next
+    uint64_t when
+    uint32_t node
+    uint32_t fh
+
+cdef struct Table:
     uint32_t lock
     Owner *first
+    Leaving *leaving
+    char pad[40]
+
+cdef struct Locks:             # of one mount
+    Table tables[LOCK_SHARDS]
+    uint32_t holders[HOLDERS]  # record lock owners that hold something, by a hash of the owner
+
+
+cdef void *locks_new() noexcept nogil:
+    return calloc(1, sizeof(Locks))
+
+
+cdef void locks_free(void *locks) noexcept nogil:
+    cdef Locks *l = <Locks *> locks
+    cdef Owner *o
+    cdef Leaving *g
+    cdef unsigned n
+    if l == NULL:
+        return
+    for n in range(LOCK_SHARDS):
+        while l.tables[n].first != NULL:
+            o = l.tables[n].first
+            l.tables[n].first = o.next
+            close(o.fd)
+            free(o)
+        while l.tables[n].leaving != NULL:
+            g = l.tables[n].leaving
+            l.tables[n].leaving = g.next
+            free(g)
+    free(l)
 
 
 cdef inline Table *table_of(Server *s, uint32_t node) noexcept nogil:
-    return &(<Table *> s.locks)[node & (LOCK_SHARDS - 1)]
+    return &(<Locks *> s.locks).tables[node & (LOCK_SHARDS - 1)]
 
 
-cdef void owner_close(Owner *o) noexcept nogil:
+cdef inline uint32_t *holders_of(Server *s, uint64_t owner) noexcept nogil:
+    return &(<Locks *> s.locks).holders[(owner ^ (owner >> 32)) & (HOLDERS - 1)]
+
+
+# ---------------------------------------------------------------- owners
+
+cdef void set_range(Server *s, Owner *o, int64_t low, int64_t high) noexcept nogil:
+    """Under the table's lock."""
+    if o.low > o.high and low <= high:
+        atomic_add32(holders_of(s, o.owner), 1)
+    elif o.low <= o.high and low > high:
+        atomic_sub32(holders_of(s, o.owner), 1)
+    o.low = low
+    o.high = high
+
+
+cdef void owner_close(Server *s, Owner *o) noexcept nogil:
+    """Nobody else knows it any more."""
+    set_range(s, o, 1, 0)
     close(o.fd)
     free(o)
+
+
+cdef inline Owner *owner_use(Table *t, uint32_t node, uint64_t owner) noexcept nogil:
+    """Under the table's lock: the owner's entry with one more user, or NULL."""
+    cdef Owner *o = t.first
+    while o != NULL and (o.node != node or o.owner != owner):
+        o = o.next
+    if o != NULL:
+        o.users += 1
+    return o
 
 
 cdef Owner *owner_find(Server *s, uint32_t node, uint64_t owner) noexcept nogil:
@@ -75,11 +152,7 @@ cdef Owner *owner_find(Server *s, uint32_t node, uint64_t owner) noexcept nogil:
     cdef Table *t = table_of(s, node)
     cdef Owner *o
     spin_lock(&t.lock)
-    o = t.first
-    while o != NULL and (o.node != node or o.owner != owner):
-        o = o.next
-    if o != NULL:
-        o.users += 1
+    o = owner_use(t, node, owner)
     spin_unlock(&t.lock)
     return o
 
@@ -92,59 +165,82 @@ cdef void owner_put(Server *s, Owner *o) noexcept nogil:
     last = o.gone and o.users == 0
     spin_unlock(&t.lock)
     if last:
-        owner_close(o)
+        owner_close(s, o)
+
+
+cdef int owner_fd(Request *r, Handle *h) noexcept nogil:
+    """An open file description of the handle's file, for locks of both kinds if it may be. -errno or LEASED."""
+    cdef char path[FD_PATH]
+    cdef int more = O_CLOEXEC
+    cdef int fd
+    if r.ctx.stats.kind != T_POOL:
+        more |= O_NONBLOCK
+    fd_path(path, h.fd)
+    # The kernel has checked that the caller's file is open for the kind of lock. Locks of both
+    # kinds need an fd for both; where the source cannot be written, read locks are all there is.
+    while True:
+        fd = open(path, O_RDWR | more)
+        if fd < 0 and errno == EPERM:  # an append-only file
+            fd = open(path, O_RDWR | O_APPEND | more)
+        if fd < 0 and errno in (EACCES, EROFS, ETXTBSY, EPERM):
+            fd = open(path, O_RDONLY | more)
+        if fd < 0 and errno == EINTR and not r.interrupted:
+            continue
+        if fd < 0:
+            return LEASED if errno == EWOULDBLOCK and more & O_NONBLOCK else -errno
+        return fd
 
 
 cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexcept nogil:
-    """owner_find(), or a new entry with an open file description of its own. 0 or -errno."""
+    """owner_find(), or a new entry with an open file description of its own. 0 or as owner_fd()."""
     cdef Server *s = server_of(r)
     cdef Table *t = table_of(s, h.node)
-    cdef Owner *o
-    cdef Owner *other
-    cdef char path[FD_PATH]
+    cdef Owner *o = NULL
     cdef int fd
-    cdef bint writable = True
-    o = owner_find(s, h.node, arg.owner)
-    if o != NULL:
-        found[0] = o
-        return 0
-    # The kernel has checked that the caller's file is open for the kind of lock. Locks of both
-    # kinds need an fd for both; where the source cannot be written, read locks are all there is.
-    fd_path(path, h.fd)
-    fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK)
-    if fd < 0 and errno in (EACCES, EROFS, ETXTBSY, EPERM):
-        writable = False
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-    if fd < 0:
-        return -errno
-    o = <Owner *> calloc(1, sizeof(Owner))
-    if o == NULL:
-        close(fd)
-        return -ENOLCK
-    o.owner = arg.owner
-    o.node = h.node
-    o.fh = <uint32_t> arg.fh
-    o.pid = arg.lk.pid
-    o.fd = fd
-    o.writable = writable
-    o.low = 1
-    o.users = 1
     spin_lock(&t.lock)
-    other = t.first
-    while other != NULL and (other.node != h.node or other.owner != arg.owner):
-        other = other.next
-    if other != NULL:
-        other.users += 1
-    else:
-        o.next = t.first
-        t.first = o
-        inode_at(&s.inodes, h.node).locked = 1
+    found[0] = owner_use(t, h.node, arg.owner)
     spin_unlock(&t.lock)
-    if other != NULL:
-        owner_close(o)
-        o = other
-    found[0] = o
+    if found[0] == NULL:
+        fd = owner_fd(r, h)
+        if fd < 0:
+            return fd
+        o = <Owner *> calloc(1, sizeof(Owner))
+        if o == NULL:
+            close(fd)
+            return -ENOLCK
+        o.owner = arg.owner
+        o.node = h.node
+        o.fh = <uint32_t> arg.fh
+        o.fd = fd
+        o.low = 1
+        o.users = 1
+    spin_lock(&t.lock)
+    if o != NULL:
+        found[0] = owner_use(t, h.node, arg.owner)
+        if found[0] == NULL:
+            found[0] = o
+            o.next = t.first
+            t.first = o
+            inode_at(&s.inodes, h.node).locked = 1
+            o = NULL
+    found[0].pid = arg.lk.pid
+    if found[0].fh != <uint32_t> arg.fh:
+        found[0].fh = 0
+    spin_unlock(&t.lock)
+    if o != NULL:
+        owner_close(s, o)
     return 0
+
+
+cdef void unlock_all(Server *s, Owner *o) noexcept nogil:
+    cdef Table *t = table_of(s, o.node)
+    cdef flock fl
+    memset(&fl, 0, sizeof(fl))
+    fl.l_type = F_UNLCK
+    fcntl(o.fd, F_OFD_SETLK, &fl)
+    spin_lock(&t.lock)
+    set_range(s, o, 1, 0)
+    spin_unlock(&t.lock)
 
 
 cdef void drop(Server *s, uint32_t node, uint64_t owner, uint32_t fh, bint by_handle) noexcept nogil:
@@ -153,33 +249,40 @@ cdef void drop(Server *s, uint32_t node, uint64_t owner, uint32_t fh, bint by_ha
     cdef Owner **at
     cdef Owner *o
     cdef Owner *dead = NULL
+    cdef Owner *kept = NULL
     cdef bint more = False
-    cdef flock fl
     if i == NULL or not i.locked:
         return
-    memset(&fl, 0, sizeof(fl))
-    fl.l_type = F_UNLCK
     spin_lock(&t.lock)
     at = &t.first
     while at[0] != NULL:
         o = at[0]
-        if o.node == node and (o.fh == fh if by_handle else o.owner == owner):
+        if o.node != node or (o.fh != fh if by_handle else o.owner != owner):
+            more = more or o.node == node
+            at = &o.next
+        elif o.users and not by_handle:
+            # One of the process's threads waits for a lock, which will be held when it comes.
+            o.users += 1
+            kept = o
+            more = True
+            at = &o.next
+        else:
             at[0] = o.next
             o.gone = 1
-            # Only the lock's waiter may still use it. What it gets, it gives up at once.
             if o.users == 0:
                 o.next = dead
                 dead = o
-        else:
-            more = more or o.node == node
-            at = &o.next
     if not more:
         i.locked = 0
     spin_unlock(&t.lock)
+    if kept != NULL:
+        unlock_all(s, kept)
+        owner_put(s, kept)
     while dead != NULL:
         o = dead
         dead = o.next
-        owner_close(o)
+        owner_close(s, o)
+    changed(s)
 
 
 cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept nogil:
@@ -190,6 +293,62 @@ cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept no
 cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
     """The last close of an open file (RELEASE)."""
     drop(s, node, 0, fh, True)
+
+
+# -------------------------------------------------- flocks that will end
+#
+# A flock(2) ends with the last close of its open file. close(2) and exit(2) wait for the FLUSH, but the
+# RELEASE is sent and not waited for: who has seen a process end may ask for its lock before that.
+
+cdef void flock_leaving(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
+    """An fd of a handle with a flock(2) was closed (FLUSH): it may have been the last."""
+    cdef Table *t = table_of(s, node)
+    cdef Leaving *g
+    cdef Leaving *fresh = <Leaving *> calloc(1, sizeof(Leaving))
+    if fresh == NULL:
+        return
+    fresh.node = node
+    fresh.fh = fh
+    spin_lock(&t.lock)
+    g = t.leaving
+    while g != NULL and (g.node != node or g.fh != fh):
+        g = g.next
+    if g == NULL:
+        g = fresh
+        g.next = t.leaving
+        t.leaving = g
+        fresh = NULL
+    g.when = now_ns()
+    spin_unlock(&t.lock)
+    free(fresh)
+
+
+cdef void flock_left(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
+    """The handle is closed."""
+    cdef Table *t = table_of(s, node)
+    cdef Leaving **at = &t.leaving
+    cdef Leaving *g = NULL
+    spin_lock(&t.lock)
+    while at[0] != NULL and (at[0].node != node or at[0].fh != fh):
+        at = &at[0].next
+    if at[0] != NULL:
+        g = at[0]
+        at[0] = g.next
+    spin_unlock(&t.lock)
+    free(g)
+
+
+cdef bint flock_may_leave(Server *s, uint32_t node) noexcept nogil:
+    """Has a holder on that inode been closing of late?"""
+    cdef Table *t = table_of(s, node)
+    cdef uint64_t since = now_ns() - LEAVING_NS
+    cdef Leaving *g
+    spin_lock(&t.lock)
+    g = t.leaving
+    while g != NULL and (g.node != node or g.when < since):
+        g = g.next
+    spin_unlock(&t.lock)
+    return g != NULL
 
 
 # --------------------------------------------------------------- requests
@@ -210,12 +369,13 @@ cdef inline bint is_remote(Server *s, uint32_t node) noexcept nogil:
     return s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE
 
 
-cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *owner, uint32_t *pid) noexcept nogil:
+cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *owner, uint32_t *pid,
+                 unsigned *probes) noexcept nogil:
     """Who holds a lock which the asker has found in the way? False: nobody of the mount, or it is not to be told.
 
     The source knows the holder as an open file description of ours: it is the one for which
     that very lock is not in the way. If several hold the same range for reading, each has another's in
-    its way; then it is the one besides the asker, if there is but one.
+    its way; then it is the one besides the asker, if there is but one. No more is asked than `probes`.
     """
     cdef Table *t = table_of(s, node)
     cdef Owner *o
@@ -227,8 +387,9 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
         return False  # asking would wait
     spin_lock(&t.lock)  # F_OFD_GETLK of a local file does not wait
     o = t.first
-    while o != NULL and not found:
+    while o != NULL and not found and probes[0]:
         if o.node == node and o.low <= fl.l_start and o.high >= end:
+            probes[0] -= 1
             probe = fl[0]
             probe.l_type = F_WRLCK
             probe.l_pid = 0
@@ -255,6 +416,7 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef flock fl
     cdef uint64_t owner
     cdef uint32_t pid = 0
+    cdef unsigned probes = PROBES
     cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
     cdef int res
     if fd < 0:
@@ -275,26 +437,36 @@ cdef int op_getlk(Request *r) noexcept nogil:
         if fl.l_pid > 0:
             pid = fl.l_pid
         else:
-            holder(s, h.node, &fl, arg.owner, &owner, &pid)
+            holder(s, h.node, &fl, arg.owner, &owner, &pid, &probes)
     out.pid = pid
     return sizeof(fuse_file_lock)
 
 
+cdef int flock_now(Request *r, Handle *h, int fd, bint wait) noexcept nogil:
+    cdef uint32_t type = (<fuse_lk_in *> r.op_in).lk.type
+    cdef int kind = LOCK_UN if type == F_UNLCK else LOCK_SH if type == F_RDLCK else LOCK_EX
+    if not wait:
+        kind |= LOCK_NB
+    while c_flock(fd, kind) < 0:
+        if errno != EINTR or r.interrupted:
+            return lock_errno()
+    h.flocked = type != F_UNLCK
+    return 0
+
+
 cdef int lock_now(Request *r, bint wait) noexcept nogil:
-    """Take, change or give up the lock of a SETLK or SETLKW."""
+    """Take, change or give up the lock of a SETLK or SETLKW. 0, -errno or LEASED."""
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
     cdef Handle *h
     cdef Owner *o = NULL
     cdef flock fl
     cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
-    cdef int res, kind
+    cdef int res
     if fd < 0:
         return fd
     if arg.lk_flags & FUSE_LK_FLOCK:
-        kind = LOCK_UN if arg.lk.type == F_UNLCK else LOCK_SH if arg.lk.type == F_RDLCK else LOCK_EX
-        res = c_flock(fd, kind if wait else kind | LOCK_NB)
-        return lock_errno() if res < 0 else 0
+        return flock_now(r, h, fd, wait)
     if not to_flock(&arg.lk, &fl):
         return -EINVAL
     if arg.lk.type == F_UNLCK:
@@ -306,76 +478,102 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
         if res < 0:
             return res
     if wait:
-        res = wait_for(s, o, &fl)
+        res = wait_for(r, s, o, &fl)
     else:
         res = lock_errno() if fcntl(o.fd, F_OFD_SETLK, &fl) < 0 else 0
     if res == 0:
-        remember_range(o, &arg.lk)
+        remember_range(s, o, &arg.lk)
+        changed(s)
     owner_put(s, o)
     return res
 
 
-cdef void remember_range(Owner *o, fuse_file_lock *lk) noexcept nogil:
+cdef void remember_range(Server *s, Owner *o, fuse_file_lock *lk) noexcept nogil:
+    cdef Table *t = table_of(s, o.node)
     cdef int64_t start = <int64_t> lk.start
     cdef int64_t end = TO_THE_END if lk.end >= TO_THE_END else <int64_t> lk.end
+    spin_lock(&t.lock)
     if lk.type == F_UNLCK:
         if start <= o.low and end >= o.high:
-            o.low = 1
-            o.high = 0
+            set_range(s, o, 1, 0)
     elif o.low > o.high:
-        o.low = start
-        o.high = end
+        set_range(s, o, start, end)
     else:
-        o.low = min(o.low, start)
-        o.high = max(o.high, end)
+        set_range(s, o, min(o.low, start), max(o.high, end))
+    spin_unlock(&t.lock)
 
 
-cdef int wait_for(Server *s, Owner *o, flock *fl) noexcept nogil:
+# ----------------------------------------------------- waits, deadlocks
+
+cdef int wait_for(Request *r, Server *s, Owner *o, flock *fl) noexcept nogil:
     """Take a record lock when it is free. -EDEADLK if who has it waits, perhaps by others, for this owner."""
     cdef Wait w
     cdef Wait **at
+    cdef unsigned probes = PROBES
     cdef int res
-    if is_remote(s, o.node):
-        return lock_errno() if fcntl(o.fd, F_OFD_SETLKW, fl) < 0 else 0
+    memset(&w, 0, sizeof(w))
+    w.r = r
     w.owner = o.owner
     w.node = o.node
     w.fl = fl[0]
-    # Who waits last closes a cycle, so it is enough that each looks before it is itself in the list.
+    # Who waits last closes a cycle, so it is enough that each looks before it is itself in the list;
+    # and again when something else comes in its way.
     spin_lock(&s.lock_waits_lock)
-    if s.lock_waits != NULL and deadlock(s, &w):
+    if deadlock(s, &w, &probes):
         spin_unlock(&s.lock_waits_lock)
         return -EDEADLK
     w.next = <Wait *> s.lock_waits
-    s.lock_waits = &w
+    atomic_setp(&s.lock_waits, &w)
     spin_unlock(&s.lock_waits_lock)
-    res = lock_errno() if fcntl(o.fd, F_OFD_SETLKW, fl) < 0 else 0
+    while True:
+        res = -EINTR if r.interrupted else 0
+        if res == 0 and fcntl(o.fd, F_OFD_SETLKW, fl) < 0:
+            res = lock_errno()
+        if res != -EINTR or r.interrupted:
+            break
     spin_lock(&s.lock_waits_lock)
     at = <Wait **> &s.lock_waits
     while at[0] != &w:
         at = &at[0].next
     at[0] = w.next
     spin_unlock(&s.lock_waits_lock)
-    return res
+    return -EDEADLK if res == -EINTR and w.dead else res
 
 
-cdef bint deadlock(Server *s, Wait *mine) noexcept nogil:
-    """Does this wait close a cycle? As the kernel does, by one holder of what is in the way."""
-    cdef Wait *w = mine
+cdef bint in_the_way(Server *s, Wait *w, uint64_t *owner, uint32_t *pid, unsigned *probes) noexcept nogil:
+    """The owner of what is first in the way of a wait, if it is one of ours."""
     cdef Owner *o
-    cdef flock fl
-    cdef uint64_t owner
-    cdef uint32_t pid
-    cdef unsigned _n
+    cdef flock fl = w.fl
     cdef int res
-    for _n in range(LONGEST_CYCLE):
-        o = owner_find(s, w.node, w.owner)
-        if o == NULL:
+    if is_remote(s, w.node):
+        return False
+    o = owner_find(s, w.node, w.owner)
+    if o == NULL:
+        return False
+    res = fcntl(o.fd, F_OFD_GETLK, &fl)
+    owner_put(s, o)
+    return res == 0 and fl.l_type != F_UNLCK and fl.l_pid <= 0 and holder(s, w.node, &fl, w.owner, owner, pid, probes)
+
+
+cdef bint deadlock(Server *s, Wait *mine, unsigned *probes) noexcept nogil:
+    """Does this wait close a cycle? As the kernel does, by one holder of what is in the way.
+
+    The kernel looks at the locks of processes only, not at those of open file descriptions. Requests do not
+    tell them apart; but if two owners are one process, one of them is an open file description.
+    """
+    cdef uint32_t pids[LONGEST_CYCLE]
+    cdef Wait *w = mine
+    cdef uint64_t owner
+    cdef unsigned n, k
+    mine.by = 0
+    for n in range(LONGEST_CYCLE):
+        if not in_the_way(s, w, &owner, &pids[n], probes):
             return False
-        fl = w.fl
-        res = fcntl(o.fd, F_OFD_GETLK, &fl)
-        owner_put(s, o)
-        if res < 0 or fl.l_type == F_UNLCK or fl.l_pid > 0 or not holder(s, w.node, &fl, w.owner, &owner, &pid):
-            return False
+        if w == mine:
+            mine.by = owner
+        for k in range(n):
+            if pids[n] and pids[k] == pids[n]:
+                return False
         if owner == mine.owner:
             return True
         w = <Wait *> s.lock_waits
@@ -386,22 +584,80 @@ cdef bint deadlock(Server *s, Wait *mine) noexcept nogil:
     return False
 
 
+cdef inline void changed(Server *s) noexcept nogil:
+    """Some record lock was given up, changed or taken: what is in the way of the waits may be another one now."""
+    if atomic_getp(&s.lock_waits) != NULL:
+        pool_chore(s.waiters, look_again)
+
+
+cdef void look_again(Server *s) noexcept nogil:
+    """Find the waits that close a cycle by what is in their way since others changed their locks.
+
+    Who holds nothing is in nobody's way, and in no cycle.
+    """
+    cdef unsigned probes = PROBES
+    cdef Wait *w
+    cdef uint64_t owner, before
+    cdef uint32_t pid
+    spin_lock(&s.lock_waits_lock)
+    w = <Wait *> s.lock_waits
+    while w != NULL and probes:
+        if not w.dead and atomic_get32(holders_of(s, w.owner)):
+            probes -= 1
+            before = w.by
+            if not in_the_way(s, w, &owner, &pid, &probes):
+                w.by = 0
+            elif owner != before and deadlock(s, w, &probes):
+                w.dead = True
+                pool_interrupt_running(s.waiters, w.r)
+        w = w.next
+    spin_unlock(&s.lock_waits_lock)
+
+
+# --------------------------------------------------------- SETLK, SETLKW
+
 cdef int blocking_lock(Request *r) noexcept nogil:
     if r.interrupted:
         return -EINTR
     return lock_now(r, r.h.opcode == FUSE_SETLKW)
 
 
+cdef int patient_flock(Request *r) noexcept nogil:
+    """A flock(2) that does not wait, while a holder may be leaving."""
+    cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
+    cdef Server *s = server_of(r)
+    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef unsigned _
+    cdef int res = -EAGAIN
+    cdef bint hope = h != NULL
+    for _ in range(TRIES):
+        if not hope or r.interrupted:
+            break
+        hope = flock_may_leave(s, h.node)
+        res = lock_now(r, False)
+        if res != -EAGAIN:
+            break
+        usleep(TRY_US)
+    return res
+
+
 cdef int op_setlk(Request *r) noexcept nogil:
     """SETLK and SETLKW. What can be had is had at once, on the queue's thread."""
+    cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, (<fuse_lk_in *> r.op_in).fh, H_FILE)
+    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef bint wait = r.h.opcode == FUSE_SETLKW and arg.lk.type != F_UNLCK
     cdef int res
-    if h != NULL and s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
-        r.interruptible = r.h.opcode == FUSE_SETLKW
-        return pool_submit(s.waiters, r, blocking_lock)
-    res = lock_now(r, False)
-    if res != -EAGAIN or r.h.opcode != FUSE_SETLKW:
-        return res
-    r.interruptible = 1
-    return pool_submit(server_of(r).waiters, r, blocking_lock)
+    if h == NULL:
+        return -EBADF
+    if is_remote(s, h.node):
+        if not wait:
+            return later(r, blocking_lock)  # not behind those who wait
+    else:
+        res = lock_now(r, False)
+        if res == -EAGAIN and not wait and arg.lk_flags & FUSE_LK_FLOCK and flock_may_leave(s, h.node):
+            return PENDING if pool_submit(s.waiters, r, patient_flock) == PENDING else res
+        if res != LEASED and (res != -EAGAIN or not wait):
+            return res
+    res = pool_submit(s.waiters, r, blocking_lock)
+    return res if res != -EAGAIN else -ENOLCK

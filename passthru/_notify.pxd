@@ -1,5 +1,5 @@
 # What the daemon tells the kernel by itself.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport fuse_out_header
 from passthru._libc cimport write
@@ -7,12 +7,21 @@ from passthru._request cimport Server
 
 cdef enum:
     FUSE_NOTIFY_INVAL_INODE = 2
+    FUSE_NOTIFY_RETRIEVE = 5
 
 cdef struct InvalInode:        # fuse_notify_inval_inode_out behind its header
     fuse_out_header out
     uint64_t ino
     int64_t off
     int64_t len
+
+cdef struct Retrieve:          # fuse_notify_retrieve_out behind its header
+    fuse_out_header out
+    uint64_t notify_unique
+    uint64_t nodeid
+    uint64_t offset
+    uint32_t size
+    uint32_t padding
 
 
 cdef inline void notify_attributes(Server *s, uint64_t nodeid) noexcept nogil:

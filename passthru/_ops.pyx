@@ -93,6 +93,10 @@ cdef int op_interrupt(Request *r) noexcept nogil:
     return NOREPLY
 
 
+cdef int op_notify_reply(Request *r) noexcept nogil:
+    return 0  # see kick() in _ring: that it came is all
+
+
 cdef int op_unknown(Request *r) noexcept nogil:
     return -ENOSYS
 
@@ -137,6 +141,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_INTERRUPT, op_interrupt, sizeof(fuse_interrupt_in), OWN_WAIT)
     op(FUSE_DESTROY, op_destroy, 0, OWN_WAIT)
     op(FUSE_IOCTL, op_ioctl, sizeof(fuse_ioctl_in), 0)
+    op(FUSE_NOTIFY_REPLY, op_notify_reply, 0, OWN_WAIT)
     op(FUSE_BATCH_FORGET, op_batch_forget, sizeof(fuse_batch_forget_in), OWN_WAIT)
     op(FUSE_FALLOCATE, op_fallocate, sizeof(fuse_fallocate_in), OWN_WAIT)
     op(FUSE_READDIRPLUS, op_readdirplus, sizeof(fuse_read_in), 0)

@@ -3,9 +3,37 @@ from libc.stdint cimport uint64_t
 
 from passthru._request cimport Handler, Request, Server
 
+cdef enum:
+    # Lanes of Server.pool. What one lane waits for holds up that lane only.
+    LANE_GENERAL = 0           # what the source itself takes its time for
+    LANE_CROSS = 1             # walks over a mount point, by parent and name
+    CROSS_LANES = 64
+    LANE_ROW = 65              # what is on a remote filesystem, by the number of that
+    ROW_LANES = 1024
+    LANES = LANE_ROW + ROW_LANES
+    STOP_MS = 5000             # at the end, what a filesystem does not answer is waited for so long
+
+ctypedef void (*Chore)(Server *s) noexcept nogil
+
+cdef uint64_t end_by(Server *s) noexcept nogil
 cdef void *pool_start(Server *s, unsigned limit) noexcept nogil
+cdef void *waiters_start(Server *s) noexcept nogil
 cdef void pool_cancel(void *pool) noexcept nogil
-cdef void pool_stop(void *pool) noexcept nogil
+cdef bint pool_stop(void *pool) noexcept nogil
+cdef unsigned pool_busy(void *pool) noexcept nogil
 cdef void nap() noexcept nogil
 cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil
+cdef int pool_submit_lane(void *pool, Request *r, Handler blocking, unsigned lane) noexcept nogil
 cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil
+cdef void pool_interrupt_running(void *pool, Request *r) noexcept nogil
+cdef void pool_chore(void *pool, Chore chore) noexcept nogil
+
+
+cdef inline unsigned lane_of_row(unsigned fs) noexcept nogil:
+    """Of a remote filesystem. The source itself is no submount: it has all threads."""
+    return LANE_ROW + fs % ROW_LANES if fs else LANE_GENERAL
+
+
+cdef inline unsigned lane_of(unsigned first, unsigned count, uint64_t key) noexcept nogil:
+    """One of `count` lanes from `first` on."""
+    return first + <unsigned> ((key * 0x9e3779b97f4a7c15u) >> 32) % count

@@ -28,6 +28,10 @@ cdef enum:
     PARALLEL_AUTO = 1          # those that several wrote to at a time when they were last open
     PARALLEL_ALWAYS = 2        # all
     LOCK_SHARDS = 64
+    # Request.away: who answers it is not up to us
+    AT_HOME = 0
+    AWAY_POOL = 1              # with a pool
+    AWAY_RING = 2              # I/O on a remote file, on the ring
     MAX_PAIRS = 64             # of an IdMap
     NO_ID = 0xffffffff         # as in the kernel
     # Config.root: what the mount's root is
@@ -45,6 +49,7 @@ ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
 ctypedef void (*Completer)(Request *r, int result) noexcept nogil
 ctypedef void (*Linker)(Request *r, uint32_t length) noexcept nogil
+ctypedef unsigned (*Room)(Request *r) noexcept nogil
 
 cdef struct Config:
     uint32_t max_write
@@ -103,6 +108,8 @@ cdef struct Server:            # one mount
     void *locks                # lock owners, [LOCK_SHARDS]
     void *lock_waits           # waits for record locks, under lock_waits_lock
     uint32_t lock_waits_lock
+    uint64_t ids[16]           # Context.id in use, under ids_lock
+    uint32_t ids_lock
     Handler dispatch
     Handler mapped             # what map_caller() goes on to
     IdMap uids
@@ -114,6 +121,7 @@ cdef struct Server:            # one mount
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
+    uint64_t end_by            # now_ns() at which what still hangs is given up; 0: the end has not begun
     int root_fd
     int fuse_fd                # for backing files
     uint64_t fuse_dev          # st_dev of the mount; 0: not yet there
@@ -133,6 +141,8 @@ cdef struct Context:           # one serving thread
     bint linking               # such has been staged since the last io_uring_enter(2)
     Linker link                # NULL: not on this thread
     unsigned pooled            # requests with the pool, to be taken back here
+    unsigned remote            # backing I/O on remote files
+    Room room                  # how many more requests may go away; NULL: any number
     unsigned mask              # this thread's umask
     int label_fd               # this thread's fscreate attribute; -1: not open
     unsigned labelled          # it is set
@@ -175,11 +185,12 @@ cdef struct Request:
     uint16_t zero_copy_index   # slot of the kernel's own pages, if zero_copy
     uint16_t zero_copy         # the data of this READ or WRITE is not in the payload
     uint16_t interrupted
-    uint16_t interruptible     # a signal may end its wait (locks)
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
+    uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile
     int result
     uint32_t done_flag         # for tests
     int tid                    # pool thread that runs it
+    unsigned lane              # of the pool
     Request *next
     Request *prev
 

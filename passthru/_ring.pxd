@@ -15,12 +15,24 @@ cdef enum:
     E_GONE = 3             # the kernel has let go of it for good
     E_LINKED = 4           # as E_KERNEL, once the backing I/O that the commit is linked to is done
 
+    # Entries of a queue beyond its depth, at the most
+    SPARES = 1024
+    SPARES_PINNED = 128    # where all header slots are pinned
+
+ctypedef bint (*Enroller)(Queue *q, Entry *e) noexcept nogil
+
 cdef struct Queue:
     Worker *worker
     unsigned qid
     unsigned depth
+    unsigned number        # among the worker's
+    unsigned away          # requests whose answer is not up to us (Request.away)
+    unsigned extra         # entries registered beyond the depth: as many as were ever away at a time
+    unsigned spares        # and how many may be
     unsigned lost          # entries that an error took, other than the end of the connection
-    Entry *entries         # [depth]
+    Entry *entries         # [depth + SPARES], of which memory is there for those that are used
+    Enroller enroll        # stages a REGISTER of an entry beyond the depth; False: it cannot be had
+    uint64_t kick          # number of the last kick's request
     Payloads payloads
     unsigned buffers       # of the payloads, those that a pool consists of,
     unsigned unpinned      # and if it is not pinned
@@ -54,7 +66,7 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     Uring ring
     Queue *queues
     unsigned nqueues
-    unsigned nentries
+    unsigned nentries      # of all queues, without those beyond the depth
     fuse_uring_req_header *slots  # header slots of all queues, one contiguous array, by entry id
     size_t slots_len
     # What is wanted of the kernel.
@@ -64,6 +76,10 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     bint want_pinned_headers
     bint forced
     unsigned alive         # entries not gone
+    # Requests may wait in the kernel for an entry though there are free ones, see kick()
+    uint64_t seen          # requests when the thread last slept
+    uint64_t kicks
+    bint kicking
     int fuse_fd
     int cpu                # -1: not pinned
     int wake_fd            # eventfd: completions or stop
@@ -77,6 +93,10 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
 
 cdef int entry_request(Entry *e) noexcept nogil
 cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil
+cdef inline Entry *entry_at(Queue *q, unsigned n) noexcept nogil:
+    return &q.entries[n]
+
+
 cdef void arm_wake(Worker *w) noexcept nogil
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
                      unsigned unpinned, int cpu) noexcept nogil

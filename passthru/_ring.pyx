@@ -5,6 +5,9 @@ With zero-copy a READ's commit is linked to the backing I/O: one submission, and
 request's. Only if the I/O fails or is short its CQE comes, and the commit has been dropped.
 Exactly one COMMIT_AND_FETCH follows each CQE with res 0; header slot and payload are
 touched in between only. All ready CQEs are handled before one io_uring_enter(2).
+
+A request that is away, with a pool or a remote file, keeps its entry. For each the queue registers a further
+entry, so that there are always `depth` for others; when it is back, both stay.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -13,10 +16,12 @@ from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
 from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
-from passthru._copy cimport payloads_gather, payloads_map, payloads_unmap
+from passthru._copy cimport REMOTE_RING, payload_unmap, payloads_gather, payloads_map, payloads_unmap
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
+from passthru._notify cimport FUSE_NOTIFY_RETRIEVE, Retrieve
 from passthru._ops cimport undelivered
+from passthru._pool cimport end_by, nap
 from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_QUEUE, stats_answered
@@ -24,7 +29,10 @@ from passthru._uring cimport *
 
 cdef enum:
     SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
+    SQES_EACH = 4          # that one CQE may lead to, at the most
     PORTION = 4            # SQEs that are submitted at a time while there is backing I/O
+    MAX_BUFFERS = 1 << 14  # that the kernel allows in a ring's table
+    KICK = 0x80000000      # the upper half of its number as a request
     DRAIN_MS = 100         # for linked I/O at a forced end
     LARGE = 512 * 1024     # from this size on a payload belongs on huge pages
     REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU,
@@ -32,28 +40,45 @@ cdef enum:
     REST_MAX_NS = 1000000000
 
 
+cdef extern from * nogil:
+    """
+    static void passthru_cpu_only(cpu_set_t *set, unsigned cpu) { CPU_ZERO(set); if (cpu < CPU_SETSIZE) CPU_SET(cpu, set); }
+    """
+    void cpu_only "passthru_cpu_only"(cpu_set_t *mask, unsigned cpu)
+    int sched_getcpu()
+
+
 # ---------------------------------------------------------------- set-up
+
+cdef inline size_t entries_size(unsigned depth) noexcept nogil:
+    return ((depth + SPARES) * sizeof(Entry) + 4095) & ~<size_t> 4095
+
+
+cdef void entry_init(Queue *q, unsigned n, unsigned id) noexcept nogil:
+    cdef Entry *e = &q.entries[n]
+    e.queue = q
+    e.id = id
+    e.slot = &q.worker.slots[id]
+    e.req.ctx = &q.worker.ctx
+    e.req.complete = entry_complete_remote
+
 
 cdef int queue_open(Queue *q, Worker *w, unsigned qid, unsigned depth, unsigned buffers, unsigned first) noexcept nogil:
     cdef unsigned n
-    cdef Entry *e
+    cdef void *m
     q.worker = w
     q.qid = qid
     q.depth = depth
     q.buffers = buffers
-    q.entries = <Entry *> aligned_alloc(64, (depth * sizeof(Entry) + 63) & ~<size_t> 63)
-    if q.entries == NULL:
+    # Memory comes with use.
+    m = mmap(NULL, entries_size(depth), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if m == MAP_FAILED:
         return -ENOMEM
-    memset(q.entries, 0, depth * sizeof(Entry))
+    q.entries = <Entry *> m
     if payloads_map(&q.payloads, max(depth, buffers, q.unpinned), w.ctx.server.config.payload_size) < 0:
         return -ENOMEM
     for n in range(depth):
-        e = &q.entries[n]
-        e.queue = q
-        e.id = first + n
-        e.slot = &w.slots[e.id]
-        e.req.ctx = &w.ctx
-        e.req.complete = entry_complete_remote
+        entry_init(q, n, first + n)
     return 0
 
 
@@ -64,7 +89,7 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     buffers, unpinned: payloads of each queue that a pool has, by whether it is pinned. All that can
     fail before the kernel is asked to use the ring happens here.
     """
-    cdef unsigned n
+    cdef unsigned n, slots, spares
     cdef int r
     cdef void *m
     memset(w, 0, sizeof(Worker))
@@ -80,15 +105,19 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
         return r
     w.ctx.ring = &w.ring
     w.ctx.link = entry_link
-    r = uring_buffers_sparse(&w.ring, w.nentries + nqueues + 2)  # two to try what may be pinned
+    w.ctx.room = entry_room
+    # The table of registered buffers: entries, then the queues' pools, and two to try what may be pinned.
+    spares = min(<unsigned> SPARES, (MAX_BUFFERS - w.nentries - nqueues - 2) / nqueues)
+    slots = w.nentries + nqueues * spares
+    r = uring_buffers_sparse(&w.ring, slots + nqueues + 2)
     if r < 0:
         return r
-    uring_workers(&w.ring, w.nentries)
+    uring_workers(&w.ring, w.nentries + REMOTE_RING)
     w.wake_fd = eventfd(0, EFD_CLOEXEC)
     if w.wake_fd < 0:
         return -errno
-    w.slots_len = (w.nentries * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
-    m = mmap(NULL, w.slots_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    w.slots_len = (slots * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+    m = mmap(NULL, w.slots_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if m == MAP_FAILED:
         return -ENOMEM
     w.slots = <fuse_uring_req_header *> m
@@ -97,7 +126,9 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
         return -ENOMEM
     w.nqueues = nqueues
     for n in range(nqueues):
-        w.queues[n].pool_slot = <uint16_t> (w.nentries + n)
+        w.queues[n].number = n
+        w.queues[n].spares = spares
+        w.queues[n].pool_slot = <uint16_t> (slots + n)
         w.queues[n].unpinned = unpinned
         r = queue_open(&w.queues[n], w, qids[n], depth, buffers, n * depth)
         if r < 0:
@@ -108,13 +139,18 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
 cdef void worker_close(Worker *w) noexcept nogil:
     """After worker_serve(): no CQE can come any more, so memory can go. The ring goes first."""
     cdef unsigned n, k
+    cdef Queue *q
     uring_close(&w.ring)
     for n in range(w.nqueues):
-        for k in range(w.queues[n].depth if w.queues[n].entries != NULL else 0):
-            w.queues[n].entries[k].req.ctx = &w.ctx
-            bounce_close(&w.queues[n].entries[k].req)
-        payloads_unmap(&w.queues[n].payloads)
-        free(w.queues[n].entries)
+        q = &w.queues[n]
+        for k in range(q.depth + q.extra if q.entries != NULL else 0):
+            q.entries[k].req.ctx = &w.ctx
+            bounce_close(&q.entries[k].req)
+            if k >= q.depth:
+                payload_unmap(&q.payloads, q.entries[k].payload)
+        payloads_unmap(&q.payloads)
+        if q.entries != NULL:
+            munmap(q.entries, entries_size(q.depth))
     free(w.queues)
     w.queues = NULL
     w.nqueues = 0
@@ -195,7 +231,7 @@ cdef int entry_request(Entry *e) noexcept nogil:
     r.arg_len = io.payload_sz
     r.zero_copy = <uint16_t> (io.flags & FUSE_URING_ENT_ZERO_COPY)
     r.interrupted = 0
-    r.interruptible = 0
+    r.away = AT_HOME
     e.buffered = at < q.location_limit and at % q.payloads.size == 0
     q.worker.ctx.stats.buffers_taken += e.buffered
     if e.buffered:
@@ -229,7 +265,7 @@ cdef int entry_refuse(Entry *e) noexcept nogil:
 cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
     """A command ended without a request. By unmount or abort that is how an entry ends."""
     cdef char line[LOG_LINE]
-    if res == -EAGAIN or res == -EINTR:
+    if (res == -EAGAIN or res == -EINTR) and e.commit_id:
         # The commit was not taken: the request is still ours.
         e.state = E_OURS
         entry_commit(e)
@@ -243,7 +279,9 @@ cdef void entry_gone(Worker *w, Entry *e, int res) noexcept nogil:
                      e.queue.qid, e.id, -res)
             log_line(LOG_ERROR, line)
         e.queue.lost += 1
-        if e.queue.lost == e.queue.depth:
+        if not e.commit_id:
+            e.queue.spares = 0  # it has never been the kernel's: no more of them
+        if e.queue.lost == e.queue.depth + e.queue.extra:
             w.error = res  # nobody would serve the queue: the session ends
     e.state = E_GONE
     w.alive -= 1
@@ -265,17 +303,55 @@ cdef void entry_complete_remote(Request *r, int result) noexcept nogil:
         write(w.wake_fd, &one, sizeof(one))
 
 
+cdef unsigned entry_room(Request *r) noexcept nogil:
+    """How many more requests of its queue may go away? A further entry is registered for each of them."""
+    cdef Queue *q = (<Entry *> r).queue
+    return q.spares - q.away if q.spares > q.away else 0
+
+
+cdef void entry_away(Entry *e) noexcept nogil:
+    """The entry is kept by what others decide: register one more, if all the others there are may be wanted."""
+    cdef Queue *q = e.queue
+    cdef Worker *w = q.worker
+    cdef unsigned n
+    q.away += 1
+    if q.away <= q.extra or q.extra >= q.spares:
+        return
+    n = q.depth + q.extra
+    entry_init(q, n, w.nentries + q.extra * w.nqueues + q.number)
+    if not q.enroll(q, &q.entries[n]):
+        q.spares = q.extra
+        return
+    q.extra += 1
+    w.alive += 1
+
+
+cdef inline void entry_back(Entry *e) noexcept nogil:
+    if e.req.away == AWAY_RING:
+        e.queue.worker.ctx.remote -= 1
+    e.req.away = AT_HOME
+    e.queue.away -= 1
+
+
+cdef inline void entry_result(Entry *e, int result) noexcept nogil:
+    """What a handler returned."""
+    if result != PENDING:
+        entry_finish(e, result)
+    elif e.req.away:
+        entry_away(e)
+
+
 cdef void take_completed(Worker *w) noexcept nogil:
     cdef Request *r = <Request *> atomic_swapp(&w.completed, NULL)
     cdef Request *follow
-    cdef int result
     while r != NULL:
         follow = r.next
         r.ctx = &w.ctx
         w.ctx.pooled -= 1
-        result = bounce_finish(r, r.result) if bounces(r) else r.result
-        if result != PENDING:
-            entry_finish(<Entry *> r, result)
+        entry_back(<Entry *> r)
+        if uring_staged(&w.ring) + SQES_EACH > w.ring.sq_entries:
+            uring_enter(&w.ring, 0)
+        entry_result(<Entry *> r, bounce_finish(r, r.result) if bounces(r) else r.result)
         r = follow
 
 
@@ -298,8 +374,7 @@ cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
         result = entry_request(e)
         if result == 0:
             result = bounce_serve(&e.req) if bounces(&e.req) else w.ctx.server.dispatch(&e.req)
-        if result != PENDING:
-            entry_finish(e, result)
+        entry_result(e, result)
     elif kind == KIND_IO:
         if e.state == E_LINKED:  # the link is broken, and the commit still owed
             w.ctx.linked -= 1
@@ -309,9 +384,9 @@ cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
         else:
             ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
             w.ctx.inflight -= 1
-        result = e.req.finish(&e.req, res)
-        if result != PENDING:
-            entry_finish(e, result)
+            if e.req.away:
+                entry_back(e)
+        entry_result(e, e.req.finish(&e.req, res))
     elif kind == KIND_WAKE:
         w.wake_armed = False
         take_completed(w)
@@ -370,12 +445,89 @@ cdef void spin_rest(Worker *w, uint64_t now, uint64_t away) noexcept nogil:
     w.spin_after = now + w.spin_rest
 
 
+cdef void kick(Worker *w, Queue *q) noexcept nogil:
+    """Have the kernel send the queue a request of no meaning (NOTIFY_REPLY).
+
+    A request that finds no free entry waits in the kernel, and only a commit fetches it: not an entry that is
+    registered then, nor the next request, which takes that entry. If all were taken by requests that
+    are now away, there is no commit to come: that of this request will be it.
+    """
+    cdef Retrieve n
+    cdef cpu_set_t cpus[8]
+    cdef cpu_set_t one
+    memset(&n, 0, sizeof(n))
+    cdef bint sent = False
+    n.out.len = sizeof(n)
+    n.out.error = FUSE_NOTIFY_RETRIEVE
+    n.notify_unique = <uint64_t> KICK << 32 | (w.kicks & 0x7fffffff) << 1 | <uint64_t> (q.qid & 0xffff) << 33
+    n.nodeid = FUSE_ROOT_ID
+    # It goes to the queue of the CPU that it is asked for on.
+    if sched_getcpu() == <int> q.qid:
+        sent = write(w.fuse_fd, &n, sizeof(n)) > 0
+    elif sched_getaffinity(0, sizeof(cpus), cpus) == 0:
+        cpu_only(&one, q.qid)
+        if sched_setaffinity(0, sizeof(one), &one) == 0:
+            sent = write(w.fuse_fd, &n, sizeof(n)) > 0
+            sched_setaffinity(0, sizeof(cpus), cpus)
+    if sent:
+        w.kicks += 1
+        w.kicking = True
+        q.kick = n.notify_unique
+
+
+cdef bint idle_since_kick(Queue *q) noexcept nogil:
+    """Has the entry that brought the last kick's request brought none since its commit?"""
+    cdef Uring *u = &q.worker.ring
+    cdef Entry *e
+    cdef unsigned n
+    cdef uint32_t k
+    for n in range(q.depth + q.extra):
+        e = &q.entries[n]
+        if e.commit_id == q.kick and e.state == E_KERNEL:
+            for k in range(atomic_get32(u.cq_ktail) - u.head):
+                if u.cqes[(u.head + k) & u.cq_mask].user_data == (<uint64_t> e | KIND_COMMAND):
+                    return False
+            return True
+    return False
+
+
+cdef bint kicked(Worker *w) noexcept nogil:
+    """Before it sleeps: see that no request waits for an entry in the kernel. True: look for CQEs first.
+
+    There may be one if as many came since it last slept as there were entries for them. If a kick's
+    commit has brought one at once, there may be another.
+    """
+    cdef Queue *q
+    cdef unsigned n, away = 0
+    cdef bint more
+    cdef uint64_t came = w.ctx.stats.ring_requests - w.seen
+    w.seen = w.ctx.stats.ring_requests
+    for n in range(w.nqueues):
+        away += w.queues[n].away
+    if not away or w.ctx.stats.ops[FUSE_NOTIFY_REPLY] < w.kicks:
+        return False
+    more = came + w.ctx.inflight >= w.queues[0].depth
+    if w.kicking:
+        w.kicking = False
+        uring_enter(&w.ring, 0)
+        for n in range(w.nqueues):
+            q = &w.queues[n]
+            more = more or (q.kick and not idle_since_kick(q))
+    for n in range(w.nqueues if more else 0):
+        q = &w.queues[n]
+        q.kick = 0
+        if q.away:
+            kick(w, q)
+    return uring_ready(&w.ring)
+
+
 cdef void worker_serve(Worker *w) noexcept nogil:
     """Serve until all entries are gone, or until the session stops and nothing is in flight."""
     cdef char line[LOG_LINE]
     cdef io_uring_cqe *cqe
     cdef Server *s = w.ctx.server
     cdef unsigned batch
+    cdef unsigned many = w.ring.sq_entries - SQES_EACH
     cdef int r
     arm_wake(w)
     while True:
@@ -391,7 +543,7 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             handle_cqe(w, cqe.user_data, cqe.res)
             uring_seen(&w.ring)
             # A device would be idle while the rest is handled, and those who wait for it as well.
-            if (w.ctx.inflight or w.ctx.linked) and uring_staged(&w.ring) >= PORTION:
+            if uring_staged(&w.ring) >= (PORTION if w.ctx.inflight or w.ctx.linked else many):
                 break
         if uring_ready(&w.ring):  # there is a rest
             w.ctx.stats.enters += 1
@@ -404,6 +556,10 @@ cdef void worker_serve(Worker *w) noexcept nogil:
                 uring_enter(&w.ring, 0)  # what is committed reaches the kernel
                 drain_linked(w)
                 break
+        elif not w.alive or atomic_get32(&s.stop):
+            if hangs(w):
+                break
+            continue
         if not w.wake_armed:
             arm_wake(w)
         w.ctx.stats.enters += 1
@@ -414,6 +570,8 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             if r == 0 and (uring_ready(&w.ring) or spin(w)):
                 continue
             w.ctx.stats.enters += 1
+        if kicked(w):
+            continue
         w.ctx.stats.sleeps += 1
         w.ctx.linking = False
         r = uring_enter(&w.ring, 1)
@@ -422,6 +580,16 @@ cdef void worker_serve(Worker *w) noexcept nogil:
             log_line(LOG_ERROR, line)
             w.error = r
             break
+
+
+cdef bint hangs(Worker *w) noexcept nogil:
+    """At the end: is what is away to be given up? If not, look after it; nothing tells when it is time."""
+    if now_ns() < end_by(w.ctx.server):
+        uring_enter(&w.ring, 0)
+        nap()
+        take_completed(w)
+        return False
+    return True
 
 
 cdef void worker_wake(Worker *w) noexcept nogil:

@@ -41,15 +41,38 @@ cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
         mmap(<char *> s.stats + first, end - first, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 
 
+cdef enum:
+    IDS = 1024                 # bits of Server.ids
+
+
+cdef unsigned id_take(Server *s) noexcept nogil:
+    """The lowest number that no thread has: threads come and go, and blocks of counters are few."""
+    cdef unsigned n = 0
+    spin_lock(&s.ids_lock)
+    while n < IDS - 1 and s.ids[n >> 6] >> (n & 63) & 1:
+        n += 1
+    s.ids[n >> 6] |= <uint64_t> 1 << (n & 63)
+    if s.stats.used <= n:
+        atomic_set32(&s.stats.used, n + 1)
+    spin_unlock(&s.ids_lock)
+    return n
+
+
+cdef void id_give(Server *s, unsigned n) noexcept nogil:
+    if n == IDS - 1:  # it may be of several
+        return
+    spin_lock(&s.ids_lock)
+    s.ids[n >> 6] &= ~(<uint64_t> 1 << (n & 63))
+    spin_unlock(&s.ids_lock)
+
+
 cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept nogil:
     """Make the calling thread a serving thread. 0 or -errno."""
     cdef int r
     memset(ctx, 0, sizeof(Context))
     ctx.server = s
     ctx.label_fd = -1
-    ctx.id = atomic_add32(&s.stats.used, 1)
-    if ctx.id < s.max_threads:
-        reserve_block(s, ctx.id)
+    ctx.id = IDS - 1
     passthru_mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
     if unshare(CLONE_FS) < 0 and (s.config.identity or s.config.own_umask):
@@ -66,7 +89,10 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     ctx.scratch = <char *> aligned_alloc(4096, SCRATCH_SIZE)
     if ctx.scratch == NULL:
         return -ENOMEM
-    # Waiters for locks may be many; they share the last block.
+    ctx.id = id_take(s)
+    if ctx.id < s.max_threads:
+        reserve_block(s, ctx.id)
+    # Threads of the pools may be many; they share the last block.
     ctx.stats = &s.thread_stats[ctx.id if ctx.id < s.max_threads else s.max_threads - 1]
     ctx.stats.kind = kind
     ctx.stats.cpu = cpu
@@ -74,6 +100,8 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
 
 
 cdef void context_close(Context *ctx) noexcept nogil:
+    if ctx.scratch != NULL:
+        id_give(ctx.server, ctx.id)
     if ctx.label_fd >= 0:
         close(ctx.label_fd)
     ctx.label_fd = -1

@@ -20,7 +20,8 @@ from passthru._idmap cimport map_caller
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
-from passthru._pool cimport pool_cancel, pool_start, pool_stop
+from passthru._lock cimport locks_free, locks_new
+from passthru._pool cimport pool_busy, pool_cancel, pool_start, pool_stop, waiters_start
 from passthru._request cimport *
 from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
 from passthru._slab cimport slab_destroy, slab_init
@@ -34,6 +35,7 @@ NOSUID = FS_NOSUID
 NODEV = FS_NODEV
 NOEXEC = FS_NOEXEC
 OPCODES = FUSE_OPCODES
+KEPT = []  # objects that threads which hang use on
 
 
 cdef int check(int r, what) except -1:
@@ -152,8 +154,8 @@ cdef class ServerCore:
         self.s.stats.inodes = self.s.inodes.slab.count  # the root
         self.s.inodes.slab.live = &self.s.stats.inodes
         self.s.pool = pool_start(&self.s, pool_threads)
-        self.s.waiters = pool_start(&self.s, 1024)
-        self.s.locks = calloc(LOCK_SHARDS, 64)
+        self.s.waiters = waiters_start(&self.s)
+        self.s.locks = locks_new()
         if self.s.pool == NULL or self.s.waiters == NULL or self.s.locks == NULL:
             raise MemoryError()
         self.s.stats.version = STATS_VERSION
@@ -274,18 +276,33 @@ cdef class ServerCore:
         with nogil:
             pool_cancel(self.s.waiters)
 
+    @property
+    def hangs(self):
+        """Some request is still with a pool: at the end, one that hangs in the source."""
+        return pool_busy(self.s.pool) + pool_busy(self.s.waiters) > 0
+
     def close(self):
-        """Free everything. All serving threads must have ended."""
+        """Free everything; False: requests that hang in the source still use it, and all is left to the process's end.
+
+        All serving threads must have ended.
+        """
+        cdef bint ended
         with nogil:
             pool_cancel(self.s.waiters)
-            pool_stop(self.s.waiters)
-            pool_stop(self.s.pool)
+            ended = pool_stop(self.s.waiters)
+            ended = pool_stop(self.s.pool) and ended
+        if not ended:
+            KEPT.append(self)
+            return False
+        self.s.waiters = self.s.pool = NULL
         if self.s.below_fd >= 0:
             close(self.s.below_fd)
             self.s.below_fd = -1
         table_destroy(&self.s.inodes)
         handles_destroy(&self.s.handles)
-        free(self.s.locks)
+        locks_free(self.s.locks)
+        self.s.locks = NULL
+        return True
 
 
 cdef void forget_backing(void *session, Inode *i) noexcept nogil:
@@ -387,7 +404,7 @@ cdef class QueueThread:
 
     def release(self):
         """After the thread and all pools have ended: nobody wakes it any more."""
-        if self.w.wake_fd >= 0:
+        if self.w.wake_fd >= 0 and not self.w.ctx.pooled:
             close(self.w.wake_fd)
             self.w.wake_fd = -1
 
@@ -395,7 +412,8 @@ cdef class QueueThread:
         """Free ring and memory; refused (False) while the kernel may still write to it."""
         if not self.opened:
             return True
-        if self.w.alive or self.w.ctx.inflight:
+        if self.w.alive or self.w.ctx.inflight or self.w.ctx.pooled:
+            KEPT.append(self)
             return False
         with nogil:
             worker_close(&self.w)
@@ -432,5 +450,8 @@ cdef class ReaderThread:
             sys_tgkill(self.t.tid, 10)
 
     def close(self):
+        if self.t.out:
+            KEPT.append(self)
+            return
         with nogil:
             dev_close(&self.t)

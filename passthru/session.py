@@ -719,9 +719,10 @@ class Session:
         if self.housekeeper is not None:
             self.housekeeper.over.set()
             self.housekeeper.join()
-        if _server.DEBUG:
+        if _server.DEBUG and not self.core.hangs:
             self._check_level()
-        self.core.close()
+        if not self.core.close():
+            log.warning(f"{self.target}: the source does not answer; what waits for it is given up")
         for queue in self.queues:
             queue.thread.release()
         self._leave()
