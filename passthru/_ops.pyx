@@ -94,7 +94,8 @@ cdef int op_interrupt(Request *r) noexcept nogil:
 
 
 cdef int op_notify_reply(Request *r) noexcept nogil:
-    return 0  # see kick() in _ring: that it came is all
+    r.ctx.notified = r.h.unique  # see kick() in _ring: that it came is all
+    return 0
 
 
 cdef int op_unknown(Request *r) noexcept nogil:

@@ -142,6 +142,7 @@ cdef struct Context:           # one serving thread
     Linker link                # NULL: not on this thread
     unsigned pooled            # requests with the pool, to be taken back here
     unsigned remote            # backing I/O on remote files
+    uint64_t notified          # number of the last NOTIFY_REPLY
     Room room                  # how many more requests may go away; NULL: any number
     unsigned mask              # this thread's umask
     int label_fd               # this thread's fscreate attribute; -1: not open

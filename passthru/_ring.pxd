@@ -32,7 +32,7 @@ cdef struct Queue:
     unsigned lost          # entries that an error took, other than the end of the connection
     Entry *entries         # [depth + SPARES], of which memory is there for those that are used
     Enroller enroll        # stages a REGISTER of an entry beyond the depth; False: it cannot be had
-    uint64_t kick          # number of the last kick's request
+    bint dry               # requests may wait in the kernel for an entry
     Payloads payloads
     unsigned buffers       # of the payloads, those that a pool consists of,
     unsigned unpinned      # and if it is not pinned
@@ -77,9 +77,12 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
     bint forced
     unsigned alive         # entries not gone
     # Requests may wait in the kernel for an entry though there are free ones, see kick()
-    uint64_t seen          # requests when the thread last slept
-    uint64_t kicks
-    bint kicking
+    uint64_t seen          # requests when the thread last slept,
+    uint64_t seen_before   # and the time before
+    bint wanted            # some queue is `dry`
+    Queue *kicking         # the queue that was last kicked; NULL: none is
+    uint64_t kick          # and the number of the request
+    uint32_t kicks
     int fuse_fd
     int cpu                # -1: not pinned
     int wake_fd            # eventfd: completions or stop

@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 from passthru._abi cimport *
 from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
 from passthru._copy cimport REMOTE_RING, payload_unmap, payloads_gather, payloads_map, payloads_unmap
+from passthru._inode cimport Inode, InodeTable, inode_at
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
 from passthru._notify cimport FUSE_NOTIFY_RETRIEVE, Retrieve
@@ -33,6 +34,7 @@ cdef enum:
     PORTION = 4            # SQEs that are submitted at a time while there is backing I/O
     MAX_BUFFERS = 1 << 14  # that the kernel allows in a ring's table
     KICK = 0x80000000      # the upper half of its number as a request
+    MANY_INODES = 65536    # to look for a regular file among
     DRAIN_MS = 100         # for linked I/O at a forced end
     LARGE = 512 * 1024     # from this size on a payload belongs on huge pages
     REST_NS = 20000000     # spinning is given up for so long, and for twice as long each time, where others want the CPU,
@@ -445,45 +447,65 @@ cdef void spin_rest(Worker *w, uint64_t now, uint64_t away) noexcept nogil:
     w.spin_after = now + w.spin_rest
 
 
-cdef void kick(Worker *w, Queue *q) noexcept nogil:
+cdef uint64_t regular_file(Queue *q) noexcept nogil:
+    """The nodeid of a regular file that the kernel knows: best, one that a request which is away is for. 0: none."""
+    cdef InodeTable *t = &q.worker.ctx.server.inodes
+    cdef Inode *i
+    cdef uint64_t n
+    for n in range(q.depth + q.extra):
+        i = inode_at(t, q.entries[n].req.h.nodeid) if q.entries[n].req.away else NULL
+        if i != NULL and i.type == S_IFREG >> 12:
+            return q.entries[n].req.h.nodeid
+    for n in range(MANY_INODES):
+        i = inode_at(t, n)
+        if i != NULL and i.type == S_IFREG >> 12:
+            return n
+    return 0
+
+
+cdef bint kick(Worker *w, Queue *q) noexcept nogil:
     """Have the kernel send the queue a request of no meaning (NOTIFY_REPLY).
 
     A request that finds no free entry waits in the kernel, and only a commit fetches it: not an entry that is
     registered then, nor the next request, which takes that entry. If all were taken by requests that
-    are now away, there is no commit to come: that of this request will be it.
+    are now away, there is no commit to come: that of this request will be it. False: it could not be had.
     """
     cdef Retrieve n
     cdef cpu_set_t cpus[8]
     cdef cpu_set_t one
-    memset(&n, 0, sizeof(n))
-    cdef bint sent = False
+    cdef ssize_t sent = -1
+    n.nodeid = regular_file(q)
+    if not n.nodeid:
+        return False
+    w.kicks += 1
+    w.kick = <uint64_t> KICK << 32 | <uint64_t> (q.qid & 0xffff) << 33 | (w.kicks & 0x7fffffff) << 1
     n.out.len = sizeof(n)
     n.out.error = FUSE_NOTIFY_RETRIEVE
-    n.notify_unique = <uint64_t> KICK << 32 | (w.kicks & 0x7fffffff) << 1 | <uint64_t> (q.qid & 0xffff) << 33
-    n.nodeid = FUSE_ROOT_ID
+    n.out.unique = 0
+    n.notify_unique = w.kick
+    n.offset = 0
+    n.size = 0
+    n.padding = 0
     # It goes to the queue of the CPU that it is asked for on.
     if sched_getcpu() == <int> q.qid:
-        sent = write(w.fuse_fd, &n, sizeof(n)) > 0
+        sent = write(w.fuse_fd, &n, sizeof(n))
     elif sched_getaffinity(0, sizeof(cpus), cpus) == 0:
         cpu_only(&one, q.qid)
         if sched_setaffinity(0, sizeof(one), &one) == 0:
-            sent = write(w.fuse_fd, &n, sizeof(n)) > 0
+            sent = write(w.fuse_fd, &n, sizeof(n))
             sched_setaffinity(0, sizeof(cpus), cpus)
-    if sent:
-        w.kicks += 1
-        w.kicking = True
-        q.kick = n.notify_unique
+    return sent > 0
 
 
-cdef bint idle_since_kick(Queue *q) noexcept nogil:
-    """Has the entry that brought the last kick's request brought none since its commit?"""
+cdef bint idle_since_kick(Queue *q, uint64_t number) noexcept nogil:
+    """Has the entry that brought that request brought none since its commit?"""
     cdef Uring *u = &q.worker.ring
     cdef Entry *e
     cdef unsigned n
     cdef uint32_t k
     for n in range(q.depth + q.extra):
         e = &q.entries[n]
-        if e.commit_id == q.kick and e.state == E_KERNEL:
+        if e.commit_id == number and e.state == E_KERNEL:
             for k in range(atomic_get32(u.cq_ktail) - u.head):
                 if u.cqes[(u.head + k) & u.cq_mask].user_data == (<uint64_t> e | KIND_COMMAND):
                     return False
@@ -494,30 +516,37 @@ cdef bint idle_since_kick(Queue *q) noexcept nogil:
 cdef bint kicked(Worker *w) noexcept nogil:
     """Before it sleeps: see that no request waits for an entry in the kernel. True: look for CQEs first.
 
-    There may be one if as many came since it last slept as there were entries for them. If a kick's
-    commit has brought one at once, there may be another.
+    There may be one if as many came as there were entries for them: of what came since it slept the time before
+    last, for what it had not yet seen when it last slept had taken entries by then. If a kick's commit has brought
+    one at once, there may be another.
     """
     cdef Queue *q
-    cdef unsigned n, away = 0
-    cdef bint more
-    cdef uint64_t came = w.ctx.stats.ring_requests - w.seen
-    w.seen = w.ctx.stats.ring_requests
-    for n in range(w.nqueues):
-        away += w.queues[n].away
-    if not away or w.ctx.stats.ops[FUSE_NOTIFY_REPLY] < w.kicks:
-        return False
-    more = came + w.ctx.inflight >= w.queues[0].depth
-    if w.kicking:
-        w.kicking = False
-        uring_enter(&w.ring, 0)
+    cdef unsigned n
+    cdef uint64_t seen = w.ctx.stats.ring_requests - w.ctx.stats.ops[FUSE_NOTIFY_REPLY]
+    cdef uint64_t came = seen - w.seen_before
+    cdef bint over
+    w.seen_before = w.seen
+    w.seen = seen
+    over = w.kicking != NULL and w.ctx.notified == w.kick  # the last one has been answered for
+    if came and came + w.ctx.inflight + 1 >= w.queues[0].depth:
         for n in range(w.nqueues):
-            q = &w.queues[n]
-            more = more or (q.kick and not idle_since_kick(q))
-    for n in range(w.nqueues if more else 0):
+            if w.queues[n].away:
+                w.queues[n].dry = w.wanted = True
+    elif not over:
+        return False
+    if not w.wanted:
+        return False
+    uring_enter(&w.ring, 0)  # further entries are the kernel's, and the kick's commit has fetched what there was
+    if over and idle_since_kick(w.kicking, w.kick):
+        w.kicking.dry = False
+    w.kicking = NULL
+    for n in range(w.nqueues):
         q = &w.queues[n]
-        q.kick = 0
-        if q.away:
-            kick(w, q)
+        if q.dry and kick(w, q):
+            w.kicking = q
+            break
+        q.dry = False
+    w.wanted = w.kicking != NULL
     return uring_ready(&w.ring)
 
 
