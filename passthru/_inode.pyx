@@ -173,6 +173,20 @@ cdef int fs_covered(InodeTable *t, uint64_t mnt_id, unsigned fs, uint64_t ino) n
     return found
 
 
+cdef uint64_t salt_of(InodeTable *t, statx *stx) noexcept nogil:
+    """What inode numbers of a filesystem below the source are changed by, so that no two files have the same.
+
+    By the device number alone, not by the row: that may go while a program compares numbers. Mounts of one
+    filesystem, the source's too, have the same: hard links keep one number.
+    """
+    cdef uint64_t h
+    if t.fs[0].dev_minor == stx.stx_dev_minor and t.fs[0].dev_major == stx.stx_dev_major:
+        return 0
+    h = (<uint64_t> stx.stx_dev_major << 32 | stx.stx_dev_minor) * 0x9e3779b97f4a7c15u
+    h = (h ^ (h >> 29)) * 0xbf58476d1ce4e5b9u
+    return (h & ~<uint64_t> 0xffffffff) | <uint64_t> 1 << 32
+
+
 cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t flags) noexcept nogil:
     """fs_get(), or a new row for the filesystem of the object `fd` (O_PATH). -errno if there are too many.
 
@@ -206,11 +220,7 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
     if n >= 0 and not t.fs[n].live:
         f = &t.fs[n]
         memset(f, 0, sizeof(Filesystem))
-        f.salt = <uint64_t> n << 48
-        for k in range(t.fs_count):  # mounts of one filesystem: hard links have one number
-            if t.fs[k].live and t.fs[k].dev_minor == stx.stx_dev_minor and t.fs[k].dev_major == stx.stx_dev_major:
-                f.salt = t.fs[k].salt
-                break
+        f.salt = salt_of(t, stx) if n else 0
         f.mnt_id = stx.stx_mnt_id
         f.number = number
         f.dev_major = stx.stx_dev_major
