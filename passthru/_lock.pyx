@@ -36,7 +36,7 @@ cdef extern from "abi.h" nogil:
     int c_flock "flock"(int fd, int operation)
     enum:
         F_RDLCK, F_WRLCK, F_UNLCK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
-        EDEADLK, LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB, EWOULDBLOCK, ENOLCK, EROFS, ETXTBSY
+        EDEADLK, LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB, EWOULDBLOCK, EROFS, ETXTBSY
 
 cdef enum:
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end

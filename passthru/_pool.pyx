@@ -106,7 +106,7 @@ cdef extern from * nogil:
     int passthru_cond_wait_ms(pthread_cond_t *c, pthread_mutex_t *m, unsigned ms)  # 0: it was signalled
     int poll_nothing "poll"(void *fds, unsigned long n, int ms)
     enum:
-        SIGUSR1, ENOLCK
+        SIGUSR1
 
 
 cdef Pool *start(Server *s, unsigned nlanes, unsigned general, unsigned most) noexcept nogil:
