@@ -126,7 +126,7 @@ class Daemon:
     def start(self) -> Daemon:
         """Start, and wait until the mount is there and serves by the right transport."""
         self.launch()
-        until(lambda: START.search(self.stderr()) or self.process.poll() is not None, "mounted", 20)
+        until(lambda: START.search(self.stderr()) or self.process.poll() is not None, "mounted", self.patience / 5)
         assert self.process.poll() is None, f"exit code {self.process.poll()}: {self.stderr()}"
         self.served = True
         os.statvfs(self.mnt)

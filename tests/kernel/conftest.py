@@ -122,7 +122,8 @@ def mount(transport: str, place: Path, request: pytest.FixtureRequest) -> Iterat
     daemons: list[Daemon] = []
     request.node.stash[DAEMONS] = daemons
     marker = request.node.get_closest_marker("timeout")
-    patience = (marker.args[0] if marker else 120) - 20
+    usual = request.config.getoption("timeout") or request.config.getini("timeout")
+    patience = (marker.args[0] if marker else float(usual or 120)) - 20
     problems: list[str] = []
 
     def start(

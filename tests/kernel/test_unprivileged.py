@@ -63,7 +63,7 @@ def users_mount(mount, place):
                 [*become, python[0], "-m", "passthru", "-f", "--transport", transport, *options,
                  *(ends or (place / "src", place / "mnt"))],
                 env=python[1], stdin=subprocess.DEVNULL, stderr=f, cwd="/", **({} if become else USER))
-        until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted")
+        until(lambda: START.search(log.read_text()) or process.poll() is not None, "mounted", 60)
         assert process.poll() is None, log.read_text()
         return process
 
