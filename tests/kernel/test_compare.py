@@ -51,8 +51,52 @@ class Difference:
         return self.said.get("result", ("same", "same"))
 
 
+def _refused(d: Difference) -> bool:
+    """By both, with different error codes."""
+    return list(d.said) == ["result"] and all(isinstance(v, str) and v.isupper() for v in d.results)
+
+
+def _less(d: Difference) -> bool:
+    """Only rights are gone that the bare source has left: bits of the mode, file capabilities."""
+    for what, (bare, mount) in d.said.items():
+        if what.startswith("mode"):
+            if int(mount, 8) & int(bare, 8) != int(mount, 8) or (int(bare, 8) ^ int(mount, 8)) & 0o777:
+                return False
+        elif what.startswith("xattrs"):
+            if mount != {name: value for name, value in bare.items() if name != ops.CAPS}:
+                return False
+        elif what not in ("result", "lstat afterwards"):
+            return False
+    return True
+
+
+def _times_only(d: Difference, which: str) -> bool:
+    return all(what.startswith(which) or what == "lstat afterwards" for what in d.said)
+
+
 # What FUSE itself makes different, whatever the server does: (why, what it is about).
 KNOWN: Sequence[tuple[str, Callable[[Difference], bool]]] = (
+    ("fuse_file_fallocate() knows KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; no request is sent for others",
+     lambda d: d.case.operation.name.startswith("fallocate(") and d.results[1] == "ENOTSUP" and any(
+         mode in d.case.operation.name for mode in ("COLLAPSE", "INSERT", "UNSHARE", "WRITE_ZEROES"))),
+    ("with default_permissions access(2) is answered from the mode and ACL: FUSE's inodes have no immutable flag",
+     lambda d: "access" in d.case.operation.name and bool(d.case.kind.flags) and d.results == (False, True)),
+    ("FUSE's inodes have no immutable and append-only flags: the VFS finds another reason to refuse before it asks",
+     lambda d: bool(d.case.kind.flags) and _refused(d) and d.results[0] == "EPERM"),
+    ("to take a default ACL away from what is no directory is nothing to do: the VFS does not ask",
+     lambda d: bool(d.case.kind.flags) and ops.DEFAULT in d.case.operation.name and d.results == ("EPERM", None)),
+    ("a directory's offsets are the filesystem's own, and fuse_dir_operations has no SEEK_DATA and SEEK_HOLE",
+     lambda d: d.case.operation.name.startswith("SEEK_") and "directory" in d.case.kind.name
+     and list(d.said) == ["result"]),
+    ("what was stored through a mapping is written back in nobody's name: the source clears what a stranger's write does",
+     lambda d: "mmap store" in d.case.operation.name and _less(d)),
+    ("read-ahead is a READ like others, which touches the access time",
+     lambda d: d.case.operation.name.startswith("readahead") and _times_only(d, "atime")),
+    ("what is behind the known end is not asked for, so the access time stays",
+     lambda d: (d.case.operation.name.startswith("pread at 4,990") or d.case.kind.name.startswith("empty"))
+     and _times_only(d, "atime") and "now" not in [mount for _, mount in d.said.values()]),
+    ("a FIFO's data is the kernel's own: it tells no server of writes",
+     lambda d: "fifo" in d.case.kind.name and _times_only(d, "mtime")),
 )
 
 
