@@ -345,7 +345,7 @@ def _set_direct(fd: int) -> int:
 
 
 def _write_aligned(fd: int) -> int:
-    with mmap.mmap(-1, 9000) as m:  # O_DIRECT asks for that, and the server's memory is aligned whatever the caller's is
+    with mmap.mmap(-1, 9000) as m:  # aligned, as the server's memory is whatever the caller's is
         m[:] = b"x" * 9000
         return os.pwritev(fd, [m], 0)
 

@@ -6,16 +6,19 @@ callers. PASSTHRU_COMPARE_CASES: how many for each mount; PASSTHRU_COMPARE_SEED:
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import _operations as ops
 import pytest
-from _daemon import Daemon
+from _daemon import Daemon, detach
 from _modes import DATA_TOO
 from _operations import CALLERS, Case, Worker
 
@@ -38,7 +41,9 @@ class Difference:
         """Those that show the same have this in common."""
         shape: list[object] = [self.case.operation.family]
         for what, values in self.said.items():
-            if what == "result":
+            if what == "after":
+                shape += values
+            elif what == "result":
                 shape.append(tuple(v if isinstance(v, str) and v.isupper() else "done" for v in values))
             elif what.startswith("mode"):
                 shape.append((what, *(int(v, 8) & 0o7000 for v in values)))
@@ -65,7 +70,7 @@ def _less(d: Difference) -> bool:
         elif what.startswith("xattrs"):
             if mount != {name: value for name, value in bare.items() if name != ops.CAPS}:
                 return False
-        elif what not in ("result", "lstat afterwards"):
+        elif what not in ("result", "lstat afterwards") and not what.startswith("mtime"):
             return False
     return True
 
@@ -88,7 +93,7 @@ KNOWN: Sequence[tuple[str, Callable[[Difference], bool]]] = (
     ("a directory's offsets are the filesystem's own, and fuse_dir_operations has no SEEK_DATA and SEEK_HOLE",
      lambda d: d.case.operation.name.startswith("SEEK_") and "directory" in d.case.kind.name
      and list(d.said) == ["result"]),
-    ("what was stored through a mapping is written back in nobody's name: the source clears what a stranger's write does",
+    ("stores through a mapping are written back in nobody's name: the source clears what a stranger's write does",
      lambda d: "mmap store" in d.case.operation.name and _less(d)),
     ("read-ahead is a READ like others, which touches the access time",
      lambda d: d.case.operation.name.startswith("readahead") and _times_only(d, "atime")),
@@ -132,7 +137,8 @@ def report(differences: Sequence[Difference], count: int) -> str:
     for same in sorted(groups.values(), key=len, reverse=True)[:SHOWN]:
         one = min(same, key=lambda d: d.case.rank)
         lines.append(f"\n{len(same)} x {one.case}")
-        lines += [f"    {what}: bare {short(bare)}, mount {short(mount)}" for what, (bare, mount) in one.said.items()]
+        lines += [f"    after: {bare} ({mount})" if what == "after" else
+                  f"    {what}: bare {short(bare)}, mount {short(mount)}" for what, (bare, mount) in one.said.items()]
         for title, names in (("operations", {d.case.operation.name for d in same}),
                              ("files", {d.case.kind.name for d in same}),
                              ("callers", {d.case.caller.name for d in same}),
@@ -151,15 +157,21 @@ def workers() -> Iterator[dict[ops.Caller, Worker]]:
         w.end()
 
 
-def enter(place: Path, where: str) -> Path:
-    """The source: a directory on the tests' filesystem, or a tmpfs."""
-    source = place / "src"
-    source.mkdir()
+@pytest.fixture
+def source(where: str, transport: str) -> Iterator[Path]:
+    """A source on the tests' filesystem, or a tmpfs, with a directory for each side."""
+    base = os.environ.get("PASSTHRU_TEST_DIR", "/var/tmp")
+    top = Path(tempfile.mkdtemp(prefix="passthru-compare-", dir=base)).resolve()
+    top.chmod(0o755)
     if where == "tmpfs":
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", source], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", top], check=True)
     for side in ("bare", "mount"):
-        (source / side).mkdir()
-    return source
+        (top / side).mkdir()
+    yield top
+    ops.unprotect(str(top))
+    if where == "tmpfs":
+        detach(str(top))
+    shutil.rmtree(top)
 
 
 def run(fs: Daemon, workers: dict[ops.Caller, Worker], chosen: Sequence[Case]) -> list[Difference]:
@@ -188,17 +200,155 @@ def run(fs: Daemon, workers: dict[ops.Caller, Worker], chosen: Sequence[Case]) -
     return found
 
 
-@pytest.mark.parametrize("where", ["ext4", "tmpfs"])
+PLACES = pytest.mark.parametrize("where", ["ext4", "tmpfs"])
+
+
+@PLACES
 @pytest.mark.parametrize("option", ["", "--writeback"])
-def test_same(mount, place, workers, transport, option, where):
+def test_same(source, mount, workers, transport, option, where):
     if where == "tmpfs" and option:
         pytest.skip("what --writeback changes does not depend on the source")
-    fs = mount(*filter(None, [option]), source=enter(place, where))
-    try:
-        found = run(fs, workers, ops.cases(f"{SEED} {transport} {option} {where}", COUNT))
-    except BaseException:
-        ops.unprotect(str(fs.src))
-        raise
+    fs = mount(*filter(None, [option]), source=source)
+    found = run(fs, workers, ops.cases(f"{SEED} {transport} {option} {where}", COUNT))
     left = [d for d in found if not any(same(d) for _, same in KNOWN)]
     if left:
         pytest.fail(report(left, COUNT), pytrace=False)
+
+
+# ------------------------------------------------------------ after a change beside the mount
+
+SECRET = b"secret of somebody else"
+AT_ONCE = 10  # cases between looking, change and operation: they take much less than the attributes' time
+
+
+def _replace(path: str, uid: int, gid: int, mode: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(fd, SECRET)
+    os.close(fd)
+    os.chown(path, uid, gid)
+    os.chmod(path, mode)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What root does in the source after the caller has looked through the mount."""
+    name: str
+    fact: str  # what a check rests on that is not so any more
+    act: Callable[[str], None]
+    kinds: Sequence[ops.Kind] = ops.FILES
+    parents: Sequence[ops.Parent] = ops.PARENTS
+
+
+_PRIVILEGED = [k for k in ops.PROGRAMS if k.mode & 0o6000 or k.xattrs and k.xattrs[0][0] == ops.CAPS]
+_WITH_ACL = [k for k in ops.FILES if k.xattrs and k.xattrs[0][0] == ops.ACCESS]
+_OPEN = [p for p in ops.PARENTS if not p.mode & 0o1000 and p.mode & 0o777 == 0o777]
+_STICKY = [p for p in ops.PARENTS if p.mode & 0o1000]
+CHANGES = (
+    Change("chmod 0755 of f", "set-user-ID", lambda top: os.chmod(f"{top}/f", 0o755), _PRIVILEGED),
+    Change("setcap -r of f", "set-user-ID", lambda top: os.removexattr(f"{top}/f", ops.CAPS),
+           [k for k in _PRIVILEGED if k.xattrs and k.xattrs[0][0] == ops.CAPS]),
+    Change("write to f by nobody special", "set-user-ID", lambda top: os.chown(f"{top}/f", -1, -1), _PRIVILEGED),
+    Change("another's f in a sticky directory", "sticky", lambda top: _replace(
+        f"{top}/f", ops.CAPABLE, ops.CAPABLE, 0o600), parents=_STICKY),
+    Change("f given away in a sticky directory", "sticky", lambda top: os.chown(
+        f"{top}/f", ops.CAPABLE, ops.CAPABLE), parents=_STICKY),
+    Change("the directory made sticky", "sticky", lambda top: os.chmod(top, 0o1777), parents=_OPEN),
+    Change("new made by another", "new name", lambda top: _replace(f"{top}/n", ops.CAPABLE, ops.CAPABLE, 0o600)),
+    Change("new made for others than the group", "new name", lambda top: _replace(
+        f"{top}/n", 0, ops.TEAM, 0o606)),
+    Change("new is a link", "new name", lambda top: os.symlink("f", f"{top}/n")),
+    Change("another's f", "name", lambda top: _replace(f"{top}/f", ops.CAPABLE, ops.CAPABLE, 0o600)),
+    Change("setfacl -m on f with an ACL", "ACL", lambda top: os.setxattr(f"{top}/f", ops.ACCESS, ops.acl(
+        "rwx", "", "", {ops.NAMED: "", ops.STRANGER: "", ops.OWNER: ""}, {ops.TEAM: "", ops.NAMED_GROUP: ""}, "")),
+           _WITH_ACL),
+    Change("first ACL on f", "mode", lambda top: os.setxattr(f"{top}/f", ops.ACCESS, ops.acl(
+        "rwx", "rwx", "rwx", {ops.STRANGER: ""}, {ops.TEAM: ""}, "rwx"))),
+    Change("chmod 0000 of f", "mode", lambda top: os.chmod(f"{top}/f", 0)),
+    Change("chown of f", "mode", lambda top: os.chown(f"{top}/f", ops.CAPABLE, ops.CAPABLE)),
+    Change("chmod 0700 of the directory", "mode", lambda top: os.chmod(top, 0o700)),
+    Change("f made immutable", "flags", lambda top: ops.set_flags(f"{top}/f", ops.FL_IMMUTABLE)),
+    Change("f made append-only", "flags", lambda top: ops.set_flags(f"{top}/f", ops.FL_APPEND)),
+)
+AGED = ("mode",)  # may be believed as long as attributes are: docs/security.md
+AFTER = [op for op in ops.OPERATIONS if op.name in (
+    "execve", "unlink", "unlink of another's", "rename f to n", "rename f to g", "rename g to f", "rename f to g EXCHANGE",
+    "link to new", "truncate to 0", "chmod 0644", "chmod 6755", "chown to the group", "utimensat now",
+    "setxattr user.a  value 1", f"setxattr {ops.ACCESS}  value 0", "read (RDONLY)", "read (RDWR)", "write (WRONLY)",
+    "make file 6777 (umask 022)", "make fifo (umask 022)", "make symlink (umask 022)", "make directory (umask 022)",
+    "setflags FL_NODUMP (RDONLY)", "fallocate(0, 0, 4096) (WRONLY)", "copy_file_range to", "statx", "listxattr")
+    or op.family in ("open", "open new") and op.name.partition(", ")[2][:-1] in (
+        "RDONLY", "WRONLY", "RDWR", "WRONLY|TRUNC", "RDWR|CREAT", "RDWR|CREAT|TRUNC", "WRONLY|CREAT|EXCL",
+        "RDONLY|CREAT", "WRONLY|CREAT|APPEND")]
+REFUSALS = ("EPERM", "EACCES", "EEXIST")
+
+
+def changed_cases(seed: str, count: int) -> list[tuple[Change, Case]]:
+    chance = random.Random(seed)
+    found = []
+    for n in range(count):
+        change = CHANGES[n % len(CHANGES)]
+        new = change.fact == "new name"
+        some = [op for op in AFTER if (op.family in ("open new", "making") or "to n" in op.name) == new]
+        op = chance.choice(some)
+        if change.fact == "set-user-ID" and chance.random() < 0.7:
+            op = next(op for op in AFTER if op.name == "execve")
+        kinds = [k for k in change.kinds if k in op.kinds] or ops.FILES[:1]
+        found.append((change, Case(op, chance.choice(kinds), chance.choice(change.parents), chance.choice(CALLERS))))
+    return found
+
+
+def gave_more(d: Difference) -> bool:
+    """Was something done, or shown, that the source refuses at that moment?"""
+    bare, mount = d.results
+    if d.case.operation.name == "execve" and isinstance(bare, list) and isinstance(mount, list):
+        return True
+    refused = bare in REFUSALS and not (isinstance(mount, str) and mount.isupper())
+    left = any(w not in ("result", "lstat afterwards") and not w.startswith(("atime", "mtime")) for w in d.said)
+    return refused and (left or SECRET[:10] in repr(mount).encode())
+
+
+@PLACES
+@pytest.mark.parametrize("option", [(), ("--writeback",), ("--cache", "always")], ids=["", "writeback", "cache always"])
+def test_after_a_change_beside(source, mount, workers, transport, option, where):
+    """What the kernel has kept lets nothing through that the source refuses by then, but for what may age."""
+    if where == "tmpfs" and option:
+        pytest.skip("what the options change does not depend on the source")
+    fs = mount(*option, source=source)
+    program = Path(ops.PROGRAM).read_bytes()
+    found: dict[bool, list[Difference]] = {True: [], False: []}
+    chosen = changed_cases(f"{SEED} {transport} {option} {where}", COUNT // 3)
+    for start in range(0, len(chosen), AT_ONCE):
+        batch = list(enumerate(chosen[start:start + AT_ONCE], start))
+        tops = {n: (f"{fs.src}/bare/{n}", f"{fs.src}/mount/{n}") for n, _ in batch}
+        for n, (_, case) in batch:
+            for top in tops[n]:
+                ops.make(top, case, program)
+        jobs = {n: ops.job(case, f"{fs.src}/bare/{n}", f"{fs.mnt}/mount/{n}") for n, (_, case) in batch}
+        for n, (change, case) in batch:
+            how = "created" if change.fact == "new name" else ""
+            workers[case.caller].start([(-1, True, how, (f"{fs.mnt}/mount/{n}",))])
+            workers[case.caller].answers(60)
+        for n, (change, _) in batch:
+            for top in tops[n]:
+                with suppress(OSError):  # what is immutable already
+                    change.act(top)
+        said = {}
+        for n, (_, case) in batch:
+            workers[case.caller].start([jobs[n]])
+            said[n] = workers[case.caller].answers(60)[0]
+        for n, (change, case) in batch:
+            d = compare(case, *said[n], *map(ops.look, tops[n]))
+            if d and gave_more(d):
+                fact = change.fact
+                if fact == "sticky" and not case.operation.name.startswith(("unlink", "rename")):
+                    fact = "mode"
+                found[fact in AGED].append(Difference(case, {"after": (change.name, fact), **d.said}))
+            for top in tops[n]:
+                ops.unprotect(top)
+                shutil.rmtree(top)
+    if found[True]:
+        print("believed while it may be:", report(found[True], len(chosen)))
+    if found[False]:
+        pytest.fail(report(found[False], len(chosen)), pytrace=False)
