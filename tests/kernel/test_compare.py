@@ -241,7 +241,7 @@ class Change:
     parents: Sequence[ops.Parent] = ops.PARENTS
 
 
-_PRIVILEGED = [k for k in ops.PROGRAMS if k.mode & 0o6000 or k.xattrs and k.xattrs[0][0] == ops.CAPS]
+_PRIVILEGED = [k for k in ops.PROGRAMS if k.mode & 0o6000 or (k.xattrs and k.xattrs[0][0] == ops.CAPS)]
 _WITH_ACL = [k for k in ops.FILES if k.xattrs and k.xattrs[0][0] == ops.ACCESS]
 _OPEN = [p for p in ops.PARENTS if not p.mode & 0o1000 and p.mode & 0o777 == 0o777]
 _STICKY = [p for p in ops.PARENTS if p.mode & 0o1000]
@@ -273,14 +273,14 @@ CHANGES = (
 )
 AGED = ("mode",)  # may be believed as long as attributes are: docs/security.md
 AFTER = [op for op in ops.OPERATIONS if op.name in (
-    "execve", "unlink", "unlink of another's", "rename f to n", "rename f to g", "rename g to f", "rename f to g EXCHANGE",
-    "link to new", "truncate to 0", "chmod 0644", "chmod 6755", "chown to the group", "utimensat now",
+    "execve", "unlink", "unlink of another's", "rename f to n", "rename f to g", "rename g to f",
+    "rename f to g EXCHANGE", "link to new", "truncate to 0", "chmod 0644", "chmod 6755", "chown to the group", "utimensat now",
     "setxattr user.a  value 1", f"setxattr {ops.ACCESS}  value 0", "read (RDONLY)", "read (RDWR)", "write (WRONLY)",
     "make file 6777 (umask 022)", "make fifo (umask 022)", "make symlink (umask 022)", "make directory (umask 022)",
     "setflags FL_NODUMP (RDONLY)", "fallocate(0, 0, 4096) (WRONLY)", "copy_file_range to", "statx", "listxattr")
-    or op.family in ("open", "open new") and op.name.partition(", ")[2][:-1] in (
+    or (op.family in ("open", "open new") and op.name.partition(", ")[2][:-1] in (
         "RDONLY", "WRONLY", "RDWR", "WRONLY|TRUNC", "RDWR|CREAT", "RDWR|CREAT|TRUNC", "WRONLY|CREAT|EXCL",
-        "RDONLY|CREAT", "WRONLY|CREAT|APPEND")]
+        "RDONLY|CREAT", "WRONLY|CREAT|APPEND"))]
 REFUSALS = ("EPERM", "EACCES", "EEXIST")
 
 
