@@ -274,8 +274,9 @@ CHANGES = (
 AGED = ("mode",)  # may be believed as long as attributes are: docs/security.md
 AFTER = [op for op in ops.OPERATIONS if op.name in (
     "execve", "unlink", "unlink of another's", "rename f to n", "rename f to g", "rename g to f",
-    "rename f to g EXCHANGE", "link to new", "truncate to 0", "chmod 0644", "chmod 6755", "chown to the group", "utimensat now",
-    "setxattr user.a  value 1", f"setxattr {ops.ACCESS}  value 0", "read (RDONLY)", "read (RDWR)", "write (WRONLY)",
+    "rename f to g EXCHANGE", "link to new", "truncate to 0", "chmod 0644", "chmod 6755", "chown to the group",
+    "utimensat now", "setxattr user.a  value 1", f"setxattr {ops.ACCESS}  value 0", "read (RDONLY)", "read (RDWR)",
+    "write (WRONLY)",
     "make file 6777 (umask 022)", "make fifo (umask 022)", "make symlink (umask 022)", "make directory (umask 022)",
     "setflags FL_NODUMP (RDONLY)", "fallocate(0, 0, 4096) (WRONLY)", "copy_file_range to", "statx", "listxattr")
     or (op.family in ("open", "open new") and op.name.partition(", ")[2][:-1] in (

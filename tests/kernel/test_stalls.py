@@ -36,7 +36,7 @@ class Child:
     """A process on CPU 0. It says when it is ready, waits to be told to go, and says how it went."""
     pid: int
     said: int  # to read from
-    go: int  # to close
+    go: int  # to write to
 
     def heard(self, seconds: float) -> str:
         """What it has said, or "" in that time."""
@@ -51,6 +51,8 @@ class Child:
 
     def start(self) -> None:
         if self.go >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self.go, b"!")  # to close it would not do: those made later have it too
             os.close(self.go)
             self.go = -1
 
