@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -775,6 +776,15 @@ def set_flags(path: str, flags: int) -> None:
         fcntl.ioctl(fd, SETFLAGS, struct.pack("i", now | flags))
     finally:
         os.close(fd)
+
+
+def remove(top: str) -> None:
+    """What a case has left, whatever its flags are."""
+    try:
+        shutil.rmtree(top)
+    except PermissionError:
+        unprotect(top)
+        shutil.rmtree(top)
 
 
 def unprotect(top: str) -> None:

@@ -168,10 +168,9 @@ def source(where: str, transport: str) -> Iterator[Path]:
     for side in ("bare", "mount"):
         (top / side).mkdir()
     yield top
-    ops.unprotect(str(top))
     if where == "tmpfs":
         detach(str(top))
-    shutil.rmtree(top)
+    ops.remove(str(top))
 
 
 def run(fs: Daemon, workers: dict[ops.Caller, Worker], chosen: Sequence[Case]) -> list[Difference]:
@@ -194,9 +193,7 @@ def run(fs: Daemon, workers: dict[ops.Caller, Worker], chosen: Sequence[Case]) -
             if different:
                 found.append(different)
             for top in tops:
-                if case.kind.flags or "flags" in case.operation.name:
-                    ops.unprotect(top)
-                shutil.rmtree(top)
+                ops.remove(top)
     return found
 
 
@@ -347,8 +344,7 @@ def test_after_a_change_beside(source, mount, workers, transport, option, where)
                     fact = "mode"
                 found[fact in AGED].append(Difference(case, {"after": (change.name, fact), **d.said}))
             for top in tops[n]:
-                ops.unprotect(top)
-                shutil.rmtree(top)
+                ops.remove(top)
     if found[True]:
         print("believed while it may be:", report(found[True], len(chosen)))
     if found[False]:
