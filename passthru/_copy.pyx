@@ -13,7 +13,7 @@ from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._pool cimport LANE_GENERAL, lane_of_row, pool_submit, pool_submit_lane
+from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
@@ -129,6 +129,17 @@ cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil:
     i = inode_at(t, node)
     return pool_submit_lane(server_of(r).pool, r, blocking,
                             lane_of_row(i.fs) if i != NULL and t.fs[i.fs].flags & FS_REMOTE else LANE_GENERAL)
+
+
+cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept nogil:
+    """later() for a walk over a mount point: what lies there decides how long it takes."""
+    cdef uint64_t key = r.h.nodeid
+    if r.ctx.stats.kind == T_POOL:
+        return blocking(r)
+    while name[0]:
+        key = key * 31 + <unsigned char> name[0]
+        name += 1
+    return pool_submit_lane(server_of(r).pool, r, blocking, lane_of(LANE_CROSS, CROSS_LANES, key))
 
 
 cdef inline bint is_remote(Request *r) noexcept nogil:

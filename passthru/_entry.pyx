@@ -8,14 +8,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *
-from passthru._copy cimport BIG_CUT, later
+from passthru._copy cimport BIG_CUT, later, later_crossing
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mounts cimport mount_facts
-from passthru._pool cimport CROSS_LANES, LANE_CROSS, lane_of, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
@@ -324,17 +323,7 @@ cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept n
     return sizeof(fuse_entry_out)
 
 
-cdef uint64_t place_key(uint64_t nodeid, const char *name) noexcept nogil:
-    """A number for a name in a directory."""
-    cdef uint64_t key = nodeid
-    while name[0]:
-        key = (key ^ <unsigned char> name[0]) * 0x100000001b3u
-        name += 1
-    return key
-
-
 cdef int op_lookup(Request *r) noexcept nogil:
-    cdef Server *s = server_of(r)
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef Config *c = &server_of(r).config
@@ -355,7 +344,7 @@ cdef int op_lookup(Request *r) noexcept nogil:
     if node > 0:
         return entry_reply(r, r.out, <uint32_t> node, &stx)
     if node == -EXDEV:
-        return pool_submit_lane(s.pool, r, op_lookup, lane_of(LANE_CROSS, CROSS_LANES, place_key(r.h.nodeid, name)))
+        return later_crossing(r, op_lookup, name)
     if node in (-EMFILE, -ENFILE, -ESTALE, -EINTR, -EAGAIN):
         # After any other error the kernel takes the name for gone, and what is mounted on it away. ESTALE has it
         # look again.

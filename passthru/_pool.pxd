@@ -11,7 +11,9 @@ cdef enum:
     LANE_ROW = 65              # what is on a remote filesystem, by the number of that
     ROW_LANES = 1024
     LANES = LANE_ROW + ROW_LANES
-    STOP_MS = 5000             # at the end, what a filesystem does not answer is waited for so long
+    # At the end, what does not answer is waited for so long:
+    STOP_MS = 1000             # filesystems below the source, locks
+    STOP_SOURCE_MS = 5000      # and the source itself
 
 ctypedef void (*Chore)(Server *s) noexcept nogil
 

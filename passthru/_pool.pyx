@@ -164,20 +164,20 @@ cdef unsigned pool_busy(void *pool) noexcept nogil:
 # --------------------------------------------------------------- the end
 
 cdef uint64_t end_by(Server *s) noexcept nogil:
-    """The end has begun: until when (now_ns()) is waited for what hangs?"""
-    if not s.end_by:
-        s.end_by = now_ns() + <uint64_t> STOP_MS * 1000000
-    return s.end_by
+    """The end has begun: until when (now_ns()) is waited for what hangs? The source itself may take longer."""
+    cdef Lane *l = &(<Pool *> s.pool).lanes[LANE_GENERAL]
+    if not s.end_began:
+        s.end_began = now_ns()
+    return s.end_began + <uint64_t> (STOP_SOURCE_MS if l.running or l.queued else STOP_MS) * 1000000
 
 
 cdef void pool_cancel(void *pool) noexcept nogil:
     """End all waits for locks, now and from now on, with EINTR; returns when none is left, or hangs in the source."""
     cdef Pool *p = <Pool *> pool
     cdef Request *r
-    cdef uint64_t end = end_by(p.server)
     pthread_mutex_lock(&p.lock)
     p.cancelled = True
-    while (p.active != NULL or p.lanes[0].queued) and now_ns() < end:
+    while (p.active != NULL or p.lanes[0].queued) and now_ns() < end_by(p.server):
         r = p.active
         while r != NULL:
             r.interrupted = 1
@@ -193,10 +193,9 @@ cdef bint pool_stop(void *pool) noexcept nogil:
     """Let what runs or is queued finish, then end the threads. False: some hang, and use the pool and the server on."""
     cdef Pool *p = <Pool *> pool
     cdef unsigned n
-    cdef uint64_t end
+    cdef uint64_t begun = now_ns()
     if p == NULL:
         return True
-    end = max(end_by(p.server), now_ns() + GRACE_NS)
     pthread_mutex_lock(&p.lock)
     p.stop = True
     while True:
@@ -204,7 +203,7 @@ cdef bint pool_stop(void *pool) noexcept nogil:
         pthread_cond_broadcast(&p.tending)
         n = p.threads + p.tender
         pthread_mutex_unlock(&p.lock)
-        if not n or now_ns() > end:
+        if not n or now_ns() > max(end_by(p.server), begun + GRACE_NS):
             break
         nap()
         pthread_mutex_lock(&p.lock)

@@ -121,7 +121,7 @@ cdef struct Server:            # one mount
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
-    uint64_t end_by            # now_ns() at which what still hangs is given up; 0: the end has not begun
+    uint64_t end_began         # now_ns(), 0: it has not
     int root_fd
     int fuse_fd                # for backing files
     uint64_t fuse_dev          # st_dev of the mount; 0: not yet there
