@@ -147,6 +147,7 @@ cdef extern from "abi.h" nogil:
         IORING_REGISTER_IOWQ_MAX_WORKERS
         IORING_RSRC_REGISTER_SPARSE
     enum:
+        CAP_CHOWN
         CAP_FOWNER
         CAP_FSETID
         CAP_SYS_ADMIN
@@ -534,6 +535,8 @@ cdef extern from "abi.h" nogil:
     int sys_setgroups(size_t n, const gid_t *list)
     int sys_cap_fsetid(int up)
     bint sys_is_capable(uint32_t tid, unsigned cap)
+    bint sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, uint32_t gid)
+    bint sys_in_group(uint32_t tid, uint32_t gid)
     int sys_cap_drop_resource()
     int sys_cap_override()
     int sys_gettid()

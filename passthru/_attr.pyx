@@ -123,8 +123,45 @@ cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept 
     return res
 
 
-cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
-    cdef timespec ts[2]
+cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
+    """Become the caller for what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
+
+    The kernel has let an owner do it, but of a file whose owner it may know from a second ago. gid: a group that the kernel
+    knows the caller to be in, or NO_ID.
+    """
+    cdef Server *s = server_of(r)
+    cdef gid_t groups[2]
+    cdef unsigned n = 0
+    cdef statx stx
+    cdef int res
+    if not s.config.identity or r.h.uid == 0 or r.h.uid == NO_ID:
+        return 0
+    if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
+        return -errno
+    if sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid) or \
+            (gid != NO_ID and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)):
+        return 0
+    if s.config.mapped:  # several of the source's users may be one in the mount
+        return 0 if id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid) else -EPERM
+    res = identity_take(r)
+    if res < 0:
+        return res
+    if gid != NO_ID and gid != r.h.gid:
+        groups[n] = gid
+        n += 1
+    # Of a group that the owner is not in, sgid does not stay.
+    if stx.stx_gid != r.h.gid and sys_in_group(r.h.pid, stx.stx_gid):
+        groups[n] = stx.stx_gid
+        n += 1
+    if n:
+        res = sys_setgroups(n, groups)
+        r.ctx.groups = n
+    if res < 0:
+        identity_restore(r)
+    return res if res < 0 else 1
+
+
+cdef int apply_owner(int fd, fuse_setattr_in *arg) noexcept nogil:
     cdef uint32_t valid = arg.valid
     cdef int res
     if valid & FATTR_MODE:
@@ -135,6 +172,20 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
         if fchownat(fd, "", arg.uid if valid & FATTR_UID else <uint32_t> -1,
                     arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
             return -errno
+    return 0
+
+
+cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+    cdef timespec ts[2]
+    cdef uint32_t valid = arg.valid
+    cdef int res, taken
+    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID):
+        taken = owner_take(r, fd, arg.gid if valid & FATTR_GID else NO_ID)
+        res = taken if taken < 0 else apply_owner(fd, arg)
+        if taken > 0:
+            identity_restore(r)
+        if res < 0:
+            return res
     if valid & FATTR_SIZE:
         res = set_size(r, h, fd, arg)
         if res < 0:

@@ -13,6 +13,7 @@ from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._notify cimport notify_inode
 from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -626,12 +627,23 @@ cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexce
 cdef int op_lseek(Request *r) noexcept nogil:
     """SEEK_DATA and SEEK_HOLE; the source fd's own position means nothing to anybody."""
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
-    cdef Handle *h
+    r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
+    if r.fd < 0:
+        return r.fd
+    # What the kernel has collected is no hole. Not on a thread of the pool, which may have these writes to do.
+    if server_of(r).config.writeback and r.ctx.stats.kind != T_POOL:
+        return pool_submit(server_of(r).waiters, r, blocking_lseek)
+    if server_of(r).inodes.fs[inode_at(&server_of(r).inodes, r.handle.node).fs].flags & FS_REMOTE:
+        return later(r, blocking_lseek)
+    return blocking_lseek(r)
+
+
+cdef int blocking_lseek(Request *r) noexcept nogil:
+    cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef int64_t at
-    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
-    if fd < 0:
-        return fd
-    at = lseek(fd, <int64_t> arg.offset, arg.whence)
+    if server_of(r).config.writeback:
+        notify_inode(server_of(r), r.handle.node, <int64_t> (arg.offset & ~<uint64_t> 4095))
+    at = lseek(r.fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno
     (<fuse_lseek_out *> r.out).offset = at

@@ -24,13 +24,18 @@ cdef struct Retrieve:          # fuse_notify_retrieve_out behind its header
     uint32_t padding
 
 
-cdef inline void notify_attributes(Server *s, uint64_t nodeid) noexcept nogil:
-    """The attributes that the kernel keeps of an inode are not good any more; its pages are."""
+cdef inline void notify_inode(Server *s, uint64_t nodeid, int64_t off) noexcept nogil:
+    """The attributes, and if off >= 0 the pages from there on: what is dirty comes as WRITEs before this returns."""
     cdef InvalInode n
     n.out.len = sizeof(n)
     n.out.error = FUSE_NOTIFY_INVAL_INODE
     n.out.unique = 0
     n.ino = nodeid
-    n.off = -1
+    n.off = off
     n.len = 0
     write(s.fuse_fd, &n, sizeof(n))
+
+
+cdef inline void notify_attributes(Server *s, uint64_t nodeid) noexcept nogil:
+    """The attributes that the kernel keeps of an inode are not good any more; its pages are."""
+    notify_inode(s, nodeid, -1)

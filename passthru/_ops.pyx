@@ -147,7 +147,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_FALLOCATE, op_fallocate, sizeof(fuse_fallocate_in), OWN_WAIT)
     op(FUSE_READDIRPLUS, op_readdirplus, sizeof(fuse_read_in), 0)
     op(FUSE_RENAME2, op_rename2, sizeof(fuse_rename2_in), 0)
-    op(FUSE_LSEEK, op_lseek, sizeof(fuse_lseek_in), 0)
+    op(FUSE_LSEEK, op_lseek, sizeof(fuse_lseek_in), OWN_WAIT)
     op(FUSE_COPY_FILE_RANGE, op_copy_file_range, sizeof(fuse_copy_file_range_in), OWN_WAIT)
     op(FUSE_SYNCFS, op_syncfs, sizeof(fuse_syncfs_in), OWN_WAIT)
     op(FUSE_TMPFILE, op_tmpfile, sizeof(fuse_create_in), 0)

@@ -9,8 +9,10 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memmove, strcmp, strlen, strncmp
 
 from passthru._abi cimport *
+from passthru._attr cimport owner_take
 from passthru._entry cimport name_arg, parent_of
 from passthru._fdpath cimport FD_PATH, fd_path
+from passthru._identity cimport identity_restore
 from passthru._idmap cimport acl_returns, acl_to_mount, acl_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -133,7 +135,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
     cdef const char *name = name_arg(r, &at)
     cdef char path[FD_PATH]
     cdef Inode *i
-    cdef int fd
+    cdef int fd, taken
     cdef statx stx
     cdef long n
     if name == NULL or arg.size > r.arg_len - at:
@@ -151,7 +153,12 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         if n < 0:
             inode_unpin(i)
             return <int> n
-    n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
+    taken = owner_take(r, fd, NO_ID) if is_acl(name) else 0
+    n = taken
+    if taken >= 0:
+        n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
+    if taken > 0:
+        identity_restore(r)
     if n == 0 and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
         # For us the source keeps sgid; for the caller, who is not in the file's group, it would not.
         if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and stx.stx_mode & S_ISGID:
@@ -165,7 +172,7 @@ cdef int op_removexattr(Request *r) noexcept nogil:
     cdef const char *name = name_arg(r, &at)
     cdef char path[FD_PATH]
     cdef Inode *i
-    cdef int fd
+    cdef int fd, taken
     cdef long n
     if name == NULL:
         return -EINVAL
@@ -177,6 +184,11 @@ cdef int op_removexattr(Request *r) noexcept nogil:
     if fd < 0:
         return fd
     fd_path(path, fd)
-    n = -errno if removexattr(path, name) < 0 else 0
+    taken = owner_take(r, fd, NO_ID) if is_acl(name) else 0
+    n = taken
+    if taken >= 0:
+        n = -errno if removexattr(path, name) < 0 else 0
+    if taken > 0:
+        identity_restore(r)
     inode_unpin(i)
     return <int> n

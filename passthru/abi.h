@@ -538,18 +538,64 @@ static inline int sys_cap_change(uint32_t drop, uint32_t raise)
 	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
-/* Has that thread a capability (0..31) in our own user namespace? */
-static inline int sys_is_capable(uint32_t tid, unsigned cap)
+static inline int sys_has_cap(uint32_t tid, unsigned cap)
 {
 	struct { uint32_t version; int pid; } header = { 0x20080522, (int)tid };
 	struct { uint32_t effective, permitted, inheritable; } data[2];
+	return tid && syscall(SYS_capget, &header, data) == 0 && data[0].effective >> cap & 1;
+}
+
+/* Is that thread in our own user namespace? */
+static inline int sys_same_users(uint32_t tid)
+{
 	struct stat ours, theirs;
 	char path[40];
-	if (tid == 0 || syscall(SYS_capget, &header, data) < 0 || !(data[0].effective & 1u << cap))
-		return 0;
 	snprintf(path, sizeof(path), "/proc/%u/ns/user", tid);
 	return stat(path, &theirs) == 0 && stat("/proc/self/ns/user", &ours) == 0 &&
 		theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev;
+}
+
+/* Has that thread a capability (0..31) in our own user namespace? */
+static inline int sys_is_capable(uint32_t tid, unsigned cap) { return sys_has_cap(tid, cap) && sys_same_users(tid); }
+
+/* Has the user namespace of a thread, which is not ours, this id? map: uid_map or gid_map. */
+static inline int sys_id_known(uint32_t tid, const char *map, uint32_t id)
+{
+	unsigned long inside, outside, count;
+	char path[40];
+	int known = 0;
+	snprintf(path, sizeof(path), "/proc/%u/%s", tid, map);
+	FILE *f = fopen(path, "re");
+	while (f && !known && fscanf(f, "%lu %lu %lu", &inside, &outside, &count) == 3)
+		known = id - outside < count && id >= outside;
+	if (f)
+		fclose(f);
+	return known;
+}
+
+/* Has that thread a capability over what belongs to these ids: here, or in a user namespace that has both? */
+static inline int sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, uint32_t gid)
+{
+	return sys_has_cap(tid, cap) &&
+		(sys_same_users(tid) || (sys_id_known(tid, "uid_map", uid) && sys_id_known(tid, "gid_map", gid)));
+}
+
+/* Is a group among the supplementary ones of that thread? 1 also if that cannot be found out. */
+static inline int sys_in_group(uint32_t tid, uint32_t gid)
+{
+	char path[40], line[32];
+	unsigned group;
+	int in = 0, at = 0;
+	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	FILE *f = tid ? fopen(path, "re") : NULL;
+	if (!f)
+		return 1;
+	while (!at && fscanf(f, "%31s", line) == 1)
+		at = strcmp(line, "Groups:") == 0;
+	while (at && !in && fscanf(f, "%u", &group) == 1)
+		in = group == gid;
+	fclose(f);
+	return in;
 }
 
 /* With CAP_SYS_RESOURCE, writes for others would pass by their quotas. */
