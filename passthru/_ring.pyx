@@ -525,6 +525,8 @@ cdef bint kicked(Worker *w) noexcept nogil:
     cdef uint64_t seen = w.ctx.stats.ring_requests - w.ctx.stats.ops[FUSE_NOTIFY_REPLY]
     cdef uint64_t came = seen - w.seen_before
     cdef bint over
+    if uring_taskrun(&w.ring):
+        return False  # it will not sleep: there are more, of which the kernel makes but some CQEs at a time
     w.seen_before = w.seen
     w.seen = seen
     over = w.kicking != NULL and w.ctx.notified == w.kick  # the last one has been answered for

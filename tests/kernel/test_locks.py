@@ -168,3 +168,30 @@ def test_lock_beside_the_mount(fs, lockers):
         two.waits(fs, "w", 0)
         fcntl.lockf(f, fcntl.LOCK_UN, 1, 5)
     assert one.answer() == one.do("u", 0) == two.answer() == "got"
+
+
+@pytest.mark.parametrize("where", ["mnt", "src"])
+def test_deadlock_when_a_third_lets_go(fs, where):
+    """What is in the way of a wait changes, and with it the wait closes a cycle: it ends then, as in the source."""
+    path = getattr(fs, where) / "a"
+    path.write_bytes(b"x" * 100)
+    one, two, three = made = [Locker(path) for _ in range(3)]
+    try:
+        assert one.do("w", 0, 10) == two.do("w", 10, 10) == three.do("w", 20, 10) == "got"
+        two.ask("w", 20, 10)
+        until(lambda: all_waits() == 1, "waited for")
+        three.ask("w", 0, 20)
+        until(lambda: all_waits() == 2, "waited for")
+        assert one.do("u", 0, 10) == "got"
+        assert three.answer() == EDEADLK
+        assert three.do("u", 20, 10) == two.answer() == "got"
+    finally:
+        for locker in made:
+            locker.process.stdin.close()
+            locker.process.wait(20)
+            locker.process.stdout.close()
+
+
+def all_waits() -> int:
+    with open("/proc/locks", encoding="ascii") as f:
+        return sum("->" in line for line in f)
