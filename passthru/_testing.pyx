@@ -256,6 +256,7 @@ cdef class Loop:
             raise OSError(-r, os.strerror(-r))
         self.size, self.total = size, size * buffers
         self.q = &self.w.queues[0]
+        self.q.spares = 0  # there is no kernel to register them with
         payloads_unmap(&self.q.payloads)
         self.q.payloads.base = guarded(self.total)
         self.q.payloads.size = size
