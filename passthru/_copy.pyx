@@ -452,7 +452,7 @@ cdef int op_write(Request *r) noexcept nogil:
     h = r.handle
     # The kernel says so at each write of who may not keep suid and sgid, whether they are there or not; who has
     # written a page it does not say.
-    r.as_data = r.ctx.data_how and arg.write_flags & (FUSE_WRITE_KILL_SUIDGID | FUSE_WRITE_CACHE)
+    r.as_data = 1 if r.ctx.data_how and arg.write_flags & (FUSE_WRITE_KILL_SUIDGID | FUSE_WRITE_CACHE) else 0
     if arg.write_flags & FUSE_WRITE_CACHE and (h.open_flags & O_APPEND or h.flags & H_DIRECT):
         # Pages of an mmap, written back by whatever handle is at hand, to where they belong; and
         # the last one only up to the end of the file.
@@ -564,7 +564,7 @@ cdef int op_fallocate(Request *r) noexcept nogil:
     r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
     if r.fd < 0:
         return r.fd
-    r.as_data = r.ctx.data_how and not keeps_bits(r)
+    r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
     if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.handle.flags & H_KILLS):
         return later(r, blocking_fallocate)
     who = ring_identity(r)
@@ -676,7 +676,7 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     fd2 = handle_fd(server_of(r), target) if fd >= 0 else fd
     if fd2 < 0:
         return fd2
-    r.as_data = r.ctx.data_how and not keeps_bits(r)
+    r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
     if r.as_data:
         res = data_take(r.ctx)
         if res < 0:

@@ -151,7 +151,7 @@ cdef inline int data_personality(Context *ctx, bint as_data) noexcept nogil:
     The thread may change its own until it submits. It is registered when it is first wanted: by then the
     thread has given up what it does not need.
     """
-    cdef int *number = &ctx.personality[as_data]
+    cdef int *number = &ctx.personality[1 if as_data else 0]
     if number[0] == 0:
         data_drop(ctx)
         number[0] = data_take(ctx) if as_data else 0
