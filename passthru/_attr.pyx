@@ -6,7 +6,7 @@ from libc.string cimport memset
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, cut, later, open_to_cut, patiently
 from passthru._entry cimport attr_fill, parent_of, privileged, shown_mode, stx_mask
-from passthru._identity cimport identity_restore, identity_take
+from passthru._identity cimport identity_restore, identity_take, unowner_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -123,6 +123,10 @@ cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept 
     return res
 
 
+cdef enum:
+    SETTABLE = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME | FATTR_KILL_SUIDGID
+
+
 cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
     """Become the caller for what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
 
@@ -134,8 +138,10 @@ cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
     cdef unsigned n = 0
     cdef statx stx
     cdef int res
-    if not s.config.identity or r.h.uid == 0 or r.h.uid == NO_ID:
+    if not s.config.identity or r.h.uid == NO_ID:
         return 0
+    if r.h.uid == 0:
+        return unowner_take(r)
     if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
         return -errno
     if sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid) or \
@@ -168,7 +174,7 @@ cdef int apply_owner(int fd, fuse_setattr_in *arg) noexcept nogil:
         res = chmod_fd(fd, arg.mode & 0o7777)
         if res < 0:
             return res
-    if valid & (FATTR_UID | FATTR_GID):
+    if valid & (FATTR_UID | FATTR_GID) or not valid & FATTR_MODE:
         if fchownat(fd, "", arg.uid if valid & FATTR_UID else <uint32_t> -1,
                     arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
             return -errno
@@ -179,7 +185,8 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
     cdef timespec ts[2]
     cdef uint32_t valid = arg.valid
     cdef int res, taken
-    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID):
+    # With nothing to set it is a chown(2) to the same owner and group, which takes suid and the like away.
+    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID) or not valid & SETTABLE:
         taken = owner_take(r, fd, arg.gid if valid & FATTR_GID else NO_ID)
         res = taken if taken < 0 else apply_owner(fd, arg)
         if taken > 0:

@@ -10,7 +10,7 @@ from libc.string cimport memchr, memset, strcmp
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, later, later_crossing
 from passthru._fdpath cimport FD_PATH, fd_path
-from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
+from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take, unowner_take
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -18,6 +18,9 @@ from passthru._mounts cimport mount_facts
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
+
+cdef enum:
+    RENAME_WHITEOUT = 4
 
 cdef enum:  # S_IFMT >> 12
     FORMAT_DIR = 4
@@ -522,17 +525,20 @@ cdef bint sticky(int fd) noexcept nogil:
     return c_statx(fd, "", AT_EMPTY_PATH, STATX_MODE, &stx) == 0 and stx.stx_mode & S_ISVTX
 
 
-cdef int stick_to_caller(Request *r, int fd, int fd2) noexcept nogil:
+cdef int stick_to_caller(Request *r, int fd, int fd2, bint making) noexcept nogil:
     """Where a directory is sticky it counts who owns what is there now: have the source itself look, for the caller.
 
     The kernel has looked at what it knew of the names. The caller's right to write there is not asked for again,
-    since it may rest on groups that are not told. 1: till identity_restore(); 0: not needed; -errno.
+    since it may rest on groups that are not told. making: something is made besides, which is to be the caller's.
+    1: till identity_restore(); 0: not needed; -errno.
     """
     cdef int res
-    if not server_of(r).config.identity or r.h.uid == 0 or r.h.uid == NO_ID:
+    if not server_of(r).config.identity or r.h.uid == NO_ID:
         return 0
-    if not sticky(fd) and (fd2 == fd or not sticky(fd2)):
+    if not making and not sticky(fd) and (fd2 == fd or not sticky(fd2)):
         return 0
+    if r.h.uid == 0:
+        return unowner_take(r)
     res = identity_take(r)
     if res < 0:
         return res
@@ -553,7 +559,7 @@ cdef int remove(Request *r, int flags) noexcept nogil:
     if not flags and takes_long(r, parent, fd, name):
         inode_unpin(parent)
         return later(r, op_unlink)
-    stuck = stick_to_caller(r, fd, fd)
+    stuck = stick_to_caller(r, fd, fd, False)
     res = stuck
     if stuck >= 0:
         res = -errno if unlinkat(fd, name, flags) < 0 else 0
@@ -597,7 +603,7 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
         inode_unpin(parent)
         inode_unpin(to)
         return later(r, op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename)
-    stuck = stick_to_caller(r, fd, fd2)
+    stuck = stick_to_caller(r, fd, fd2, (flags & RENAME_WHITEOUT) != 0)
     res = stuck
     if stuck >= 0:
         res = sys_renameat2(fd, name, fd2, newname, flags)

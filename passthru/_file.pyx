@@ -148,7 +148,7 @@ cdef int open_source(Request *r, int opath, uint32_t flags, bint kill) noexcept 
         return -errno
     if not kill:
         return fd
-    to = fd if flags & O_ACCMODE != O_RDONLY else open_to_cut(r, opath)
+    to = fd if flags & O_ACCMODE in (O_WRONLY, O_RDWR) else open_to_cut(r, opath)  # 3 is neither, but truncates
     res = cut(r, <uint32_t> r.h.nodeid, to, 0, True) if to >= 0 else to
     if to >= 0 and to != fd:
         close(to)

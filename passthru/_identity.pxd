@@ -89,9 +89,23 @@ cdef inline bint identity_override(Request *r, int error) noexcept nogil:
     return error == EACCES and r.ctx.server.config.identity and r.h.uid != 0 and sys_cap_override() == 0
 
 
+cdef inline int unowner_take(Request *r) noexcept nogil:
+    """For a caller with uid 0 that has no CAP_FOWNER: go without it until identity_restore(): 1; 0: it has; -errno."""
+    cdef int failed
+    if sys_is_capable(r.h.pid, CAP_FOWNER):
+        return 0
+    failed = sys_cap_change(1 << CAP_FOWNER, 0)
+    r.ctx.unowner = failed == 0
+    return failed if failed < 0 else 1
+
+
 cdef inline void identity_restore(Request *r) noexcept nogil:
     if not r.ctx.server.config.identity:
         return
+    if r.ctx.unowner:
+        if sys_cap_change(0, 1 << CAP_FOWNER) < 0:
+            abort()
+        r.ctx.unowner = 0
     if r.ctx.labelled:
         label_drop(r.ctx)
     if r.h.uid and not fsuid_take(0):

@@ -148,6 +148,7 @@ cdef struct Context:           # one serving thread
     int label_fd               # this thread's fscreate attribute; -1: not open
     unsigned labelled          # it is set
     unsigned groups            # supplementary groups now set
+    unsigned unowner           # without CAP_FOWNER for now
     unsigned data_how          # DATA_*: how this thread gives up its rights to change data
     unsigned as_data           # the same if it has: see data_take()
     int personality[2]         # the ring's numbers of its own identity and of that; 0: not registered yet
