@@ -539,6 +539,7 @@ cdef extern from "abi.h" nogil:
     bint sys_in_group(uint32_t tid, uint32_t gid)
     int sys_cap_drop_resource()
     int sys_cap_override()
+    int sys_cap_change(uint32_t drop, uint32_t up)
     int sys_gettid()
     long sys_getdents64(int fd, void *buf, size_t len)
     int sys_fchmodat2(int fd, const char *path, mode_t mode, int flags)

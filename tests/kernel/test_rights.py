@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _daemon import detach
+from _daemon import detach, until
 from _modes import DATA_TOO
 from _users import as_user
 
@@ -111,7 +113,8 @@ WHO = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("options", [(), ("--writeback",), ("--cache", "never")], ids=["plain", "writeback", "uncached"])
+@pytest.mark.parametrize(
+    "options", [(), ("--writeback",), ("--cache", "never")], ids=["plain", "writeback", "uncached"])
 def test_as_in_the_source(mount, top, options):
     """Result, mode, owner, size and capabilities after each change by each kind of caller, in mount and source."""
     fs = mount(*options)
@@ -138,3 +141,118 @@ def test_as_in_the_source(mount, top, options):
                 if seen[0] != seen[1]:
                     differ.append((how, who, oct(mode), *seen))
     assert not differ, "\n".join(map(str, differ))
+
+
+def test_lock_of_a_created_file(mount, top):
+    """Nothing of the daemon's keeps an open file that its user has closed: a flock(2) goes, and a program runs."""
+    fs = mount()
+    for _ in range(2):
+        with open(fs.mnt / "lock", "w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        until(lambda: not lock_held(fs.src / "lock"), "given up")
+    shutil.copy("/bin/true", fs.mnt / "program")
+    until(lambda: runs(fs.src / "program"), "not busy")
+
+
+def lock_held(path) -> bool:
+    with open(path) as f:
+        return result(lambda: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)) != "done"
+
+
+def runs(path) -> bool:
+    return result(lambda: subprocess.run([path], check=True)) == "done"
+
+
+def test_append_is_taken_away_and_set(mount, top):
+    """fcntl(F_SETFL) of O_APPEND counts from the next write on."""
+    fs = mount()
+    for where in (fs.src, fs.mnt):
+        path = where / f"f {where.name}"
+        path.write_bytes(b"0123456789")
+        fd = os.open(path, os.O_RDWR | os.O_APPEND)
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+        os.pwrite(fd, b"AB", 0)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        os.write(fd, b"CD")
+        os.close(fd)
+        assert (fs.src / path.name).read_bytes() == b"AB23456789CD"
+
+
+def test_busy_program_keeps_its_bits(mount, top):
+    fs = mount()
+    shutil.copy("/bin/sleep", fs.src / "s")
+    os.chown(fs.src / "s", 0, TEAM)
+    (fs.src / "s").chmod(0o4770)
+    process = subprocess.Popen([fs.src / "s", "60"])
+    try:
+        for how in ("open to truncate", "truncate"):
+            said = as_user(MEMBER, MEMBER, [TEAM], lambda how=how: result(lambda: CHANGES[how](fs.mnt / "s")))
+            assert (said, os.stat(fs.src / "s").st_mode & 0o7777) == ("ETXTBSY", 0o4770)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("mode, owner, capability, good", [
+    (0o4755, 0, False, True), (0o4775, 0, False, False), (0o2757, 0, False, False), (0o2745, 0, False, True),
+    (0o755, 0, True, True), (0o775, 0, True, False), (0o755, OWNER, True, False), (0o777, OWNER, False, True)])
+def test_execution(mount, top, mode, owner, capability, good):
+    """A program with rights of its own that others may write is not executed."""
+    fs = mount()
+    shutil.copy("/bin/true", fs.src / "program")
+    os.chown(fs.src / "program", owner, TEAM)
+    if capability:
+        os.setxattr(fs.src / "program", "security.capability", CAPABILITY)
+    (fs.src / "program").chmod(mode)
+    assert runs(fs.mnt / "program") == good
+
+
+def test_owner_of_this_moment(mount, top):
+    """Who has lost a file beside the mount changes neither mode nor ACL, whatever the kernel still believes."""
+    fs = mount("--attr-timeout", "60")
+    path = fs.mnt / "f"
+    as_user(OWNER, OWNER, [], path.touch)
+    os.stat(path)
+    os.chown(fs.src / "f", 0, 0)
+    assert as_user(OWNER, OWNER, [], lambda: result(lambda: path.chmod(0o4777))) == "EPERM"
+    assert os.stat(fs.src / "f").st_mode & 0o7000 == 0
+
+
+@pytest.mark.parametrize("groups, kept", [([], 0), ([TEAM], 0o2000)])
+def test_sgid_is_for_members(mount, top, groups, kept):
+    fs = mount()
+    for where in (fs.src, fs.mnt):
+        name = f"f {where.name}"
+        program(fs.src / name, 0o755)
+        as_user(OWNER, OWNER, groups, lambda path=where / name: path.chmod(0o2755))
+        assert os.stat(fs.src / name).st_mode & 0o7000 == kept
+
+
+def test_create_meets_a_file(mount, top):
+    """What the kernel took for not being there is checked: the caller's groups may let in, or keep out."""
+    fs = mount("--negative-timeout", "60")
+    for mode, said in ((0o606, "EACCES"), (0o660, "done")):
+        name = f"f{mode:o}"
+        assert not (fs.mnt / name).exists()
+        program(fs.src / name, mode, owner=0)
+        create = lambda name=name: os.close(os.open(fs.mnt / name, os.O_RDWR | os.O_CREAT, 0o600))  # noqa: E731
+        assert as_user(MEMBER, MEMBER, [TEAM], lambda act=create: result(act)) == said
+
+
+def test_append_only_and_holes_with_writeback(mount, place):
+    (place / "src").mkdir()
+    (place / "src" / "log").touch()
+    subprocess.run(["chattr", "+a", place / "src" / "log"], check=True)
+    try:
+        fs = mount("--writeback")
+        opened(fs.mnt / "log", os.O_WRONLY | os.O_APPEND, lambda fd: (os.write(fd, b"abc"), os.write(fd, b"def")))
+        assert (fs.src / "log").read_bytes() == b"abcdef"
+        assert result(lambda: os.open(fs.mnt / "log", os.O_WRONLY)) == "EPERM"
+        fd = os.open(fs.mnt / "f", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 1 << 20)
+        os.pwrite(fd, b"x" * 4096, 512 << 10)
+        assert os.lseek(fd, 0, os.SEEK_DATA) == 512 << 10
+        os.close(fd)
+    finally:
+        subprocess.run(["chattr", "-a", place / "src" / "log"], check=True)
