@@ -4,10 +4,11 @@ import shlex
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from passthru import commands
+from passthru import capabilities, commands, sandbox
 from passthru.commands import install_helper
 from passthru.errors import PassthruError, UsageError
 
@@ -135,3 +136,15 @@ def test_command(tmp_path, capsys):
     for argv in (["--pre", "x"], ["third"], ["--prefix"]):
         with pytest.raises(UsageError):
             commands.run("install-helper", argv)
+
+
+def test_unit_leaves_what_the_daemon_needs():
+    text = install_helper.unit(Path("/sbin/mount.passthru"))
+    line = next(line for line in text.splitlines() if line.startswith("CapabilityBoundingSet="))
+    left = {getattr(capabilities, name) for name in line.partition("=")[2].split() if hasattr(capabilities, name)}
+    assert {*sandbox.KEPT, *sandbox.AT_START} <= left
+    # Each of these gives the service a mount namespace (systemd.exec(5)), where the mount would be seen by nobody.
+    for name in (
+            "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables", "PrivateMounts",
+            "ProtectControlGroups", "ProtectKernelLogs", "ProtectKernelModules", "ProtectProc", "ReadOnlyPaths"):
+        assert f"\n{name}=" not in text
