@@ -30,7 +30,7 @@ setup(
                 define_macros=macros,
                 extra_compile_args=cflags,
                 extra_link_args=lflags,
-                depends=["passthru/abi.h", *glob("passthru/*.pxd")],
+                depends=[*glob("passthru/*.h"), *glob("passthru/*.pxd")],
             )
             for path in sorted(glob("passthru/*.pyx"))
         ],

@@ -534,6 +534,8 @@ cdef extern from "abi.h" nogil:
     int sys_setfsgid(gid_t gid)
     int sys_setgroups(size_t n, const gid_t *list)
     int sys_cap_fsetid(int up)
+    enum:
+        PROC_FD
     bint sys_is_capable(uint32_t tid, unsigned cap)
     bint sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, uint32_t gid)
     bint sys_in_group(uint32_t tid, uint32_t gid)
@@ -551,7 +553,9 @@ cdef extern from "abi.h" nogil:
     int sys_name_to_handle_at(int fd, file_handle_max *fh)
     int sys_open_by_handle_at(int mount_fd, file_handle_max *fh, int flags)
     int sys_clone_bare(int fd)
-    int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive)
+    int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive, int private)
+    int sys_mount_change(int fd, unsigned set, unsigned clear)
+    int sys_open_tree(const char *path)
     int sys_fsopen(const char *fs, unsigned flags)
     int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value, int aux)
     int sys_fsmount(int fd, unsigned flags, unsigned attr)

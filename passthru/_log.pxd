@@ -9,3 +9,4 @@ cdef enum:
 
 cdef void log_line(int level, const char *text) noexcept nogil
 cdef void log_trace(const char *text) noexcept nogil
+cdef void log_drain() noexcept nogil

@@ -6,7 +6,7 @@ is full the message is lost, and counted. Before the pipe is there messages go t
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 
-from passthru._abi cimport atomic_add32, atomic_swap32
+from passthru._abi cimport atomic_add32, atomic_get32, atomic_swap32
 from passthru._libc cimport EAGAIN, dprintf, snprintf, write
 
 cdef extern from "poll.h" nogil:
@@ -24,6 +24,8 @@ cdef enum:
 cdef int pipe_fd = -1
 cdef int wanted = LOG_INFO
 cdef uint32_t lost
+cdef uint32_t given        # lines to the pipe, and
+cdef uint32_t taken        # those of them that have come to the target
 
 
 cdef void deliver(char kind, const char *text) noexcept nogil:
@@ -38,11 +40,13 @@ cdef void deliver(char kind, const char *text) noexcept nogil:
         n = sizeof(line) - 1
         line[n - 1] = c'\n'
     if write(pipe_fd, line, n) == n:
+        atomic_add32(&given, 1)
         return
     if kind == c't' and errno == EAGAIN:
         p.fd = pipe_fd
         p.events = POLLOUT
         if poll(&p, 1, PATIENCE_MS) == 1 and write(pipe_fd, line, n) == n:
+            atomic_add32(&given, 1)
             return
     atomic_add32(&lost, 1)
 
@@ -56,6 +60,15 @@ cdef void log_line(int level, const char *text) noexcept nogil:
 cdef void log_trace(const char *text) noexcept nogil:
     """Log a line of --debug-fuse: whatever the level, and as it is."""
     deliver(c't', text)
+
+
+cdef void log_drain() noexcept nogil:
+    """Wait until all messages are with their target, but not for long. May be called by a signal handler."""
+    cdef int _tries
+    for _tries in range(100):
+        if atomic_get32(&taken) == atomic_get32(&given):
+            break
+        poll(NULL, 0, 10)
 
 
 def use(int fd):
@@ -73,6 +86,11 @@ def set_level(int level):
 def take_lost():
     """How many messages did not find room, since the last call."""
     return atomic_swap32(&lost, 0)
+
+
+def delivered(unsigned lines):
+    """So many more lines of the pipe have come to their target."""
+    atomic_add32(&taken, lines)
 
 
 def emit(int level, bytes text):

@@ -17,6 +17,7 @@ cdef enum:
     ST_NOSUID = 2
     ST_NODEV = 4
     ST_NOEXEC = 8
+    ST_NOSYMFOLLOW = 8192
 
 cdef struct Kind:
     const char *name       # as in /proc/filesystems; NULL: known by its number only
@@ -134,7 +135,7 @@ cdef uint32_t flags_of_line(char *line) noexcept nogil:
         return FS_PSEUDO
     if has_word(options, "nosuid"):
         flags |= FS_NOSUID
-    if has_word(options, "nodev"):
+    if has_word(options, "nodev") and not has_word(options, "nosymfollow"):  # both: it is a confined daemon's own doing
         flags |= FS_NODEV
     if has_word(options, "noexec"):
         flags |= FS_NOEXEC
@@ -174,7 +175,7 @@ cdef uint32_t flags_by_asking(int fd) noexcept nogil:
         flags |= FS_PSEUDO
     if v.f_flag & ST_NOSUID:
         flags |= FS_NOSUID
-    if v.f_flag & ST_NODEV:
+    if v.f_flag & ST_NODEV and not v.f_flag & ST_NOSYMFOLLOW:
         flags |= FS_NODEV
     if v.f_flag & ST_NOEXEC:
         flags |= FS_NOEXEC

@@ -23,10 +23,15 @@ cdef extern from * nogil:
         sigdelset(&set, SIGSEGV);
         sigdelset(&set, SIGBUS);
         sigdelset(&set, SIGABRT);
+        sigdelset(&set, SIGSYS);
         pthread_sigmask(SIG_SETMASK, &set, NULL);
     }
     """
     void passthru_mask_signals()
+
+
+cdef enum:
+    MADV_POPULATE_WRITE = 23
 
 
 cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
@@ -37,7 +42,10 @@ cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
     cdef uint64_t at = STATS_HEADER + n * sizeof(ThreadStats)
     cdef uint64_t first = at & ~<uint64_t> 4095
     cdef uint64_t end = (at + sizeof(ThreadStats) + 4095) & ~<uint64_t> 4095
-    if s.stats_fd >= 0 and fallocate(s.stats_fd, 0, at, sizeof(ThreadStats)) < 0:
+    if s.stats_fd < 0 or fallocate(s.stats_fd, 0, at, sizeof(ThreadStats)) == 0:
+        return
+    # A confined daemon has no fd of the file any more; this way it takes the blocks' memory at once.
+    if madvise(<char *> s.stats + first, end - first, MADV_POPULATE_WRITE) < 0:
         mmap(<char *> s.stats + first, end - first, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 
 

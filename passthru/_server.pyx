@@ -12,6 +12,7 @@ from libc.string cimport memset, strncpy
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_forget, backings_sweep
+from passthru._confine cimport confine_thread
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
 from passthru._dialect cimport worker_register, worker_spoil
 from passthru._fdpath cimport FD_PATH, fd_path
@@ -225,6 +226,10 @@ cdef class ServerCore:
         self.s.below_ino = ino
         self.s.below_fd = fd
 
+    def mounted_elsewhere(self):
+        """The mountpoint's name in the source leads to what lies under the mount, for this process. At any time."""
+        atomic_seti(<int32_t *> &self.s.below_fd, -1)  # whoever uses it just now still may
+
     def mounted(self, uint64_t dev):
         """The mount's st_dev: found below the source it is not walked into."""
         self.s.fuse_dev = dev
@@ -391,6 +396,7 @@ cdef class QueueThread:
     def serve(self):
         """Serve until the connection ends or the session stops. Entries that the kernel still has."""
         with nogil:
+            confine_thread()
             worker_serve(&self.w)
         return self.w.alive
 
@@ -441,6 +447,7 @@ cdef class ReaderThread:
     def serve(self):
         """Serve until the connection ends or the session stops; the errno that ended it, or 0."""
         with nogil:
+            confine_thread()
             dev_serve(&self.t)
         return self.t.error
 

@@ -33,12 +33,12 @@ cdef int check(int r, what) except -1:
     return r
 
 
-def clone_mount(int fd, unsigned clear, unsigned set, bint recursive):
-    """An O_PATH fd of the same object in a private copy of its mount (open_tree(2), mount_setattr(2)).
+def clone_mount(int fd, unsigned clear, unsigned set, bint recursive, bint private=True):
+    """An O_PATH fd of the same object in a copy of its mount (open_tree(2), mount_setattr(2)).
 
-    clear, set: MOUNT_ATTR_ bits; recursive: with the mounts below.
+    clear, set: MOUNT_ATTR_ bits; recursive: with the mounts below; private: those that are made later do not appear.
     """
-    return check(sys_clone_mount(fd, clear, set, recursive), "open_tree")
+    return check(sys_clone_mount(fd, clear, set, recursive, private), "open_tree")
 
 
 def fsopen(bytes fstype):
@@ -118,10 +118,24 @@ def mount_identity(int fd):
     return os.makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_mnt_id
 
 
-def clone_fuse_fd(int fd):
-    """A further fd of the same FUSE connection, with a queue of its own (FUSE_DEV_IOC_CLONE)."""
+def mount_of_name(int directory, bytes name):
+    """The number of the topmost mount at a name in a directory, without asking its filesystem; 0: nothing is there."""
+    cdef statx stx
+    cdef int r
+    cdef const char *path = name
+    with nogil:
+        r = c_statx(directory, path, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_MNT_ID, &stx)
+        r = -errno if r < 0 else 0
+    if r == -ENOENT:
+        return 0
+    check(r, os.fsdecode(name))
+    return stx.stx_mnt_id
+
+
+def clone_fuse_fd(int fd, int new):
+    """Make `new`, an fd of /dev/fuse that it takes over, one more of the connection of `fd`, with a queue of its own
+    (FUSE_DEV_IOC_CLONE)."""
     cdef uint32_t session = fd
-    cdef int new = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     if ioctl(new, FUSE_DEV_IOC_CLONE, &session) < 0:
         e = errno
         os.close(new)

@@ -545,15 +545,40 @@ static inline int sys_has_cap(uint32_t tid, unsigned cap)
 	return tid && syscall(SYS_capget, &header, data) == 0 && data[0].effective >> cap & 1;
 }
 
-/* Is that thread in our own user namespace? */
-static inline int sys_same_users(uint32_t tid)
+/*
+ * /proc is this fd, by its name in the working directory (_fdpath.pxd): a confined daemon has no path to it. 0: the
+ * daemon itself.
+ */
+enum { PROC_FD = 99 };
+
+static inline FILE *sys_proc_open(uint32_t tid, const char *name)
 {
-	struct stat ours, theirs;
-	char path[40];
-	snprintf(path, sizeof(path), "/proc/%u/ns/user", tid);
-	return stat(path, &theirs) == 0 && stat("/proc/self/ns/user", &ours) == 0 &&
-		theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev;
+	char path[48];
+	if (tid)
+		snprintf(path, sizeof(path), "%d/%u/%s", PROC_FD, tid, name);
+	else
+		snprintf(path, sizeof(path), "%d/%d/%s", PROC_FD, (int)getpid(), name);
+	return fopen(path, "re");
 }
+
+/* Have a thread's ids the meaning that they have here? */
+static inline int sys_same_map(uint32_t tid, const char *map)
+{
+	char ours[512], theirs[512];
+	FILE *a = sys_proc_open(0, map), *b = sys_proc_open(tid, map);
+	size_t n = a ? fread(ours, 1, sizeof(ours), a) : 0, m = b ? fread(theirs, 1, sizeof(theirs), b) : 0;
+	if (a)
+		fclose(a);
+	if (b)
+		fclose(b);
+	return n && n == m && memcmp(ours, theirs, n) == 0;
+}
+
+/*
+ * Is that thread in our own user namespace? One that maps all ids to themselves is not told from it: that would
+ * take the right to look into the thread (/proc/PID/ns). Only root makes such.
+ */
+static inline int sys_same_users(uint32_t tid) { return sys_same_map(tid, "uid_map") && sys_same_map(tid, "gid_map"); }
 
 /* Has that thread a capability (0..31) in our own user namespace? */
 static inline int sys_is_capable(uint32_t tid, unsigned cap) { return sys_has_cap(tid, cap) && sys_same_users(tid); }
@@ -562,10 +587,8 @@ static inline int sys_is_capable(uint32_t tid, unsigned cap) { return sys_has_ca
 static inline int sys_id_known(uint32_t tid, const char *map, uint32_t id)
 {
 	unsigned long inside, outside, count;
-	char path[40];
 	int known = 0;
-	snprintf(path, sizeof(path), "/proc/%u/%s", tid, map);
-	FILE *f = fopen(path, "re");
+	FILE *f = sys_proc_open(tid, map);
 	while (f && !known && fscanf(f, "%lu %lu %lu", &inside, &outside, &count) == 3)
 		known = id - outside < count && id >= outside;
 	if (f)
@@ -583,11 +606,10 @@ static inline int sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, 
 /* Is a group among the supplementary ones of that thread? 1 also if that cannot be found out. */
 static inline int sys_in_group(uint32_t tid, uint32_t gid)
 {
-	char path[40], line[32];
+	char line[32];
 	unsigned group;
 	int in = 0, at = 0;
-	snprintf(path, sizeof(path), "/proc/%u/status", tid);
-	FILE *f = tid ? fopen(path, "re") : NULL;
+	FILE *f = tid ? sys_proc_open(tid, "status") : NULL;
 	if (!f)
 		return 1;
 	while (!at && fscanf(f, "%31s", line) == 1)
@@ -674,12 +696,13 @@ struct mount_setattr_args { uint64_t attr_set, attr_clr, propagation, userns_fd;
 ABI_SIZE(struct mount_setattr_args, 32);
 
 /*
- * A private copy of the mount that `fd` lies on, with these MOUNT_ATTR_ bits cleared and set;
- * `recursive`: with what is mounted below. An O_PATH fd, which the copy lives as long as.
+ * A copy of the mount that `fd` lies on, with these MOUNT_ATTR_ bits cleared and set; `recursive`: with
+ * what is mounted below; `private`: not with what will be. An O_PATH fd, which the copy lives as long as.
  */
-static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive)
+static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive, int private)
 {
-	struct mount_setattr_args a = { .attr_clr = clear, .attr_set = set, .propagation = 1 << 18 /* MS_PRIVATE */ };
+	struct mount_setattr_args a = {
+		.attr_clr = clear, .attr_set = set, .propagation = private ? 1 << 18 /* MS_PRIVATE */ : 0 };
 	unsigned flags = AT_EMPTY_PATH | (recursive ? 0x8000 /* AT_RECURSIVE */ : 0);
 	int r = (int)syscall(428, fd, "", flags | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
 	if (r >= 0 && syscall(442, r, "", flags, &a, sizeof(a)) < 0) {
@@ -697,6 +720,20 @@ static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recu
 static inline int sys_clone_bare(int fd)
 {
 	int r = (int)syscall(428, fd, "", AT_EMPTY_PATH | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
+	return r < 0 ? -errno : r;
+}
+
+/* Set and clear MOUNT_ATTR_ bits of the mount that begins at `fd`. */
+static inline int sys_mount_change(int fd, unsigned set, unsigned clear)
+{
+	struct mount_setattr_args a = { .attr_set = set, .attr_clr = clear };
+	return syscall(442, fd, "", AT_EMPTY_PATH, &a, sizeof(a)) < 0 ? -errno : 0;
+}
+
+/* A private copy of the mount that begins at the directory `path`: open_tree(2), OPEN_TREE_CLONE. */
+static inline int sys_open_tree(const char *path)
+{
+	int r = (int)syscall(428, AT_FDCWD, path, 1 | O_CLOEXEC);
 	return r < 0 ? -errno : r;
 }
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 import os
 from typing import Final
 
+CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
 CAP_DAC_READ_SEARCH: Final = 2
+CAP_FOWNER: Final = 3
 CAP_FSETID: Final = 4
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_SETPCAP: Final = 8
+CAP_LINUX_IMMUTABLE: Final = 9
 CAP_IPC_LOCK: Final = 14
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24
+CAP_MKNOD: Final = 27
+CAP_SETFCAP: Final = 31
+CAP_MAC_OVERRIDE: Final = 32
+CAP_MAC_ADMIN: Final = 33
 
 INITIAL_USER_NS: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO
 

@@ -32,13 +32,17 @@ def outcome(said: bytes) -> str:
     raise by_exit_code(int(word))(text)
 
 
-def watch(parent: int, words: socket.socket, asked: options.Options) -> None:
-    """Unmount when the process `parent` ends, unless the word "detach" comes before."""
+def opened(parent: int) -> int:
+    """A pidfd of the process `parent`, or -1: it has gone."""
     try:
         # Not a signal at the parent's death (prctl(2)): that is the death of the thread that called mount().
-        pidfd = os.pidfd_open(parent)
+        return os.pidfd_open(parent)
     except ProcessLookupError:
-        pidfd = -1
+        return -1
+
+
+def watch(parent: int, pidfd: int, words: socket.socket, asked: options.Options) -> None:
+    """Unmount when the process `parent` ends, unless the word "detach" comes before."""
     if os.getppid() == parent and pidfd >= 0:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -70,11 +74,12 @@ def main() -> int:
     from .session import run
 
     told = False
+    pidfd = opened(int(parent))  # a daemon that serves may not ask for one (--sandbox)
 
     def ready(summary: str) -> None:
         nonlocal told
         told = True
-        threading.Thread(target=watch, args=(int(parent), words, asked), daemon=True).start()
+        threading.Thread(target=watch, args=(int(parent), pidfd, words, asked), daemon=True).start()
         words.send(b"ready " + os.fsencode(summary))
 
     try:

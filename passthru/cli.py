@@ -80,11 +80,12 @@ def foreground(options: opts.Options) -> int:
         sd_notify.notify("READY=1", f"STATUS={line}")
 
     opts.open_log(options)
-    try:
-        run(options, ready, lambda: sd_notify.notify("STOPPING=1"))
-    except PassthruError as e:
-        sd_notify.notify(f"STATUS={e}")
-        raise
+    with sd_notify.connected():
+        try:
+            run(options, ready, lambda: sd_notify.notify("STOPPING=1"))
+        except PassthruError as e:
+            sd_notify.notify(f"STATUS={e}")
+            raise
     return 0
 
 

@@ -129,13 +129,14 @@ class Control:
         self._poll.unregister(client)
         client.close()
 
-    def close(self) -> None:
-        """Listen no more; the socket's file goes."""
+    def close(self, *, remove: bool = True) -> None:
+        """Listen no more. remove: the socket's file goes."""
         for fd in list(self._clients):
             self._drop(fd)
         self._poll.close()
         self._socket.close()
-        self.path.unlink(missing_ok=True)
+        if remove:
+            self.path.unlink(missing_ok=True)
 
 
 def change(page: Snapshot, words: Sequence[str]) -> dict[str, Any]:

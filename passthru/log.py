@@ -15,6 +15,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from . import _log
 from .errors import PassthruError, reason
@@ -26,6 +27,7 @@ SYSLOG = "/dev/log"
 NAME = "passthru"
 DAEMON = 3  # facility of syslog(3)
 PIPE_SIZE = 1 << 20
+connector: Callable[[str], socket.socket] | None = None  # for a process that has no path to these sockets any more
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _END = b"\0"  # no message has it
 
@@ -49,6 +51,10 @@ class _Datagrams:
         self._connect()
 
     def _connect(self) -> None:
+        if connector is not None:
+            self._socket = connector(self.path)
+            self._socket.settimeout(1)
+            return
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(1)  # a log daemon that hangs must not hang us
         try:
@@ -116,6 +122,9 @@ def _to_journal() -> bool:
 
 def _is_socket(path: str) -> bool:
     try:
+        if connector is not None:
+            connector(path).close()
+            return True
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
@@ -193,14 +202,17 @@ def trace(text: str) -> None:
 
 # ------------------------------------------------------------- messages of other threads
 
-def start() -> None:
-    """Take the messages of threads that serve, until stop(). Raises OSError."""
+def start(prepare: Callable[[], object] = lambda: None) -> None:
+    """Take the messages of threads that serve, until stop(). prepare: what the thread for it does first.
+
+    Raises OSError.
+    """
     global _thread, _pipe
     read_end, _pipe = os.pipe()
     os.set_blocking(_pipe, False)
     with contextlib.suppress(OSError):  # an ordinary user may have used up what there is
         fcntl.fcntl(_pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    _thread = threading.Thread(target=_take, args=(read_end,), name="log", daemon=True)
+    _thread = threading.Thread(target=_take, args=(read_end, prepare), name="log", daemon=True)
     _thread.start()
     _log.use(_pipe)
 
@@ -217,7 +229,8 @@ def stop() -> None:
     _thread = None  # the pipe stays: a thread may be about to write to it
 
 
-def _take(pipe: int) -> None:
+def _take(pipe: int, prepare: Callable[[], object]) -> None:
+    prepare()
     data = b""
     while True:
         data += os.read(pipe, PIPE_SIZE)
@@ -234,6 +247,7 @@ def _take(pipe: int) -> None:
             _send(int(line[:1]), text)
         if traced:
             trace("\n".join(traced))
+        _log.delivered(data.count(b"\n"))
         if lost := _log.take_lost():
             _message(LEVELS["warning"], f"{lost} messages lost: they came faster than they could be written")
         if rest[-1:] == _END:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from . import _sys
@@ -32,6 +33,9 @@ class MountInfo:
     fstype: str
     source: str = ""
     user_id: int | None = None  # of FUSE: whose daemon serves it
+    parent: int = 0
+    shared: bool = False  # what is mounted on it appears in copies of it
+    options: tuple[str, ...] = ()  # of the mount, not of its filesystem
 
 
 def _unescape(text: str) -> str:
@@ -39,20 +43,31 @@ def _unescape(text: str) -> str:
         "utf-8", "surrogateescape")
 
 
+def parse(lines: Iterable[str]) -> list[MountInfo]:
+    """The mounts in lines of a mountinfo, decoded as latin-1."""
+    found = []
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        words = left.split()
+        major, minor = map(int, words[2].split(":"))
+        fstype, source, options = [*right.split(" "), "", ""][:3]
+        user = next((o[8:] for o in options.split(",") if o.startswith("user_id=")), "")
+        found.append(MountInfo(
+            int(words[0]), os.makedev(major, minor), _unescape(words[4]), fstype.strip(), _unescape(source),
+            int(user) if user.isdigit() else None, int(words[1]), any(w.startswith("shared:") for w in words[6:]),
+            tuple(words[5].split(","))))
+    return found
+
+
 def mounts(pid: int | str = "self") -> list[MountInfo]:
     """The mounts of this process's namespace, or of another's, in mount order. Asks no filesystem."""
-    found = []
     with open(f"/proc/{pid}/mountinfo", encoding="latin-1") as f:
-        for line in f:
-            left, _, right = line.partition(" - ")
-            words = left.split()
-            major, minor = map(int, words[2].split(":"))
-            fstype, source, options = [*right.split(" "), "", ""][:3]
-            user = next((o[8:] for o in options.split(",") if o.startswith("user_id=")), "")
-            found.append(MountInfo(
-                int(words[0]), os.makedev(major, minor), _unescape(words[4]), fstype.strip(), _unescape(source),
-                int(user) if user.isdigit() else None))
-    return found
+        return parse(f)
+
+
+def mount_of(table: list[MountInfo], path: str) -> MountInfo | None:
+    """The mount on which a real path lies, by its name."""
+    return next((m for m in reversed(table) if f"{path.rstrip('/')}/".startswith(f"{m.target.rstrip('/')}/")), None)
 
 
 def mounted_at(target: str) -> MountInfo | None:
@@ -125,8 +140,8 @@ class KernelMount:
         """Make the superblock; the kernel sends INIT. May wait for its answer (SYNC_INIT)."""
         _sys.fsconfig_create(self.sb)
 
-    def attach(self, target_fd: int) -> tuple[int, int]:
-        """Put the mount on the directory or file target_fd. (st_dev, mount id) of the mount."""
+    def attach(self, place: Callable[[int, int], object]) -> tuple[int, int]:
+        """Have `place` put the mount somewhere, by an fd of it and its mount id. (st_dev, mount id) of the mount."""
         o = self.options
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
@@ -136,7 +151,7 @@ class KernelMount:
         fd = _sys.fsmount(self.sb, attributes)
         try:
             identity = _sys.mount_identity(fd)
-            _sys.move_mount(fd, target_fd)
+            place(fd, identity[1])
         finally:
             os.close(fd)  # it would keep the mount busy
         return identity
@@ -188,13 +203,33 @@ def fusermount(options: Options, source: str, target: str) -> int:
     return fds[0]
 
 
+def _umount(target: str, mount_id: int, flags: int) -> bool:
+    """umount2(2) of what is mounted there, if it is still that mount. Raises OSError.
+
+    By the name in a directory that is held open, and looked at just before: what whoever may rename the directories
+    above does meanwhile has no effect; who may mount or unmount there can still come between.
+    """
+    above, name = os.path.split(target)
+    try:
+        parent = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if _sys.mount_of_name(parent, os.fsencode(name)) != mount_id:
+            return False
+        _sys.umount(os.fsencode(f"/proc/self/fd/{parent}/{name}"), flags)
+    finally:
+        os.close(parent)
+    return True
+
+
 def detach(target: str, mount_id: int, root: bool) -> None:
     """Take the mount of a daemon that has gone away from `target`, busy or not. Raises OSError."""
     here = mounted_at(target)
     if here is None or here.mount_id != mount_id:
         return
     if root:
-        _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
+        _umount(target, mount_id, UMOUNT_NOFOLLOW | MNT_DETACH)
     else:
         subprocess.run(
             [shutil.which("fusermount3") or "fusermount3", "-u", "-z", "-q", "--", target], check=False)
@@ -214,16 +249,14 @@ def unmount(target: str, mount_id: int, root: bool, *, lazy: bool = True) -> str
         return NOT_THERE
     if root:
         try:
-            _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW)
-            return UNMOUNTED
+            return UNMOUNTED if _umount(target, mount_id, UMOUNT_NOFOLLOW) else NOT_THERE
         except OSError as e:
             if e.errno == errno.EINVAL:  # somebody else has just done it
                 return NOT_THERE
             if e.errno != errno.EBUSY or not lazy:
                 raise
         _sys.sync_mount(os.fsencode(target))
-        _sys.umount(os.fsencode(target), UMOUNT_NOFOLLOW | MNT_DETACH)
-        return DETACHED
+        return DETACHED if _umount(target, mount_id, UMOUNT_NOFOLLOW | MNT_DETACH) else NOT_THERE
     program = shutil.which("fusermount3") or "fusermount3"
     if subprocess.run([program, "-u", "-q", "--", target], check=False).returncode == 0:
         return UNMOUNTED

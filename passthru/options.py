@@ -20,6 +20,7 @@ SUBMOUNTS = ("data", "all")
 TRANSPORTS = ("auto", "ring", "dev")
 DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
+SANDBOX = ("auto", "none", "caps", "seccomp", "namespace")
 # Cache policies, and for how many seconds the kernel keeps attributes and names.
 CACHE: dict[str, float] = {"never": 0.0, "open": 0.0, "auto": 1.0, "always": 86400.0}
 YES, NO = ("yes", "on", "true", "1"), ("no", "off", "false", "0")
@@ -269,6 +270,12 @@ class Options:
     idmapped: bool = option(
         False, "let the mount be idmapped (mount -o X-mount.idmap; root only): requests then do not tell who asks, and "
         "root is served as others are where that matters", "--idmapped", o="idmapped", no="noidmapped")
+
+    sandbox: str = option(
+        "auto", "what the daemon gives up when its mount is up; 'caps': capabilities that it has no use for, "
+        "'seccomp': system calls too, 'namespace': all files but the source too, 'auto': the most that can be had; "
+        "see docs/security.md", "--sandbox", parse=lambda t: _choice(t, SANDBOX),
+        metavar="auto|none|caps|seccomp|namespace", o="sandbox")
 
     null_io: bool = option(
         False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)

@@ -18,14 +18,15 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from . import _server, _sys, _trace, init, log, status_page, watcher
+from . import _confine, _server, _sys, _trace, init, keeper, log, status_page
 from . import mounting as mount
 from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
-from .control import Control
+from .control import Control, socket_path
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, SourceError, TransportError, UsageError, reason
 from .options import PAGE, Options, changes, live_options, value_text
-from .source import Source, open_source, reopen
+from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
+from .source import Source, open_source
 
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
@@ -164,6 +165,7 @@ class Housekeeper(threading.Thread):
 
     def run(self) -> None:
         _sys.thread_name(b"housekeeper")
+        _confine.cut_thread()
         while not self.over.wait(SWEEP):
             self.session.core.sweep()
 
@@ -176,7 +178,6 @@ class Session:
         self.fuse_fd = -1
         self.source: Source
         self.source_fd = -1
-        self.clone_fd = -1
         self.kernel_mount: mount.KernelMount | None = None
         self.target, self.mount_id, self.fuse_dev = "", 0, 0
         self.queues: list[Queue] = []
@@ -193,7 +194,10 @@ class Session:
         self.depth = options.queue_depth
         self.pool, self.pin = (0, 0), False
         self.page: status_page.Page | None = None
-        self.watcher: watcher.Watcher | None = None
+        self.sandbox = Sandbox(options)
+        self.keeper: keeper.Keeper | None = None
+        self.hotplug: Hotplug | None = None
+        self.background_fds: tuple[int, ...] = ()  # the kernel's files of what set_max_background() changes
         self.control: Control | None = None
         self.mountinfo = -1
         self.housekeeper: Housekeeper | None = None
@@ -206,6 +210,7 @@ class Session:
         try:
             self._open()
             self._start()
+            self._confine()
             return self.summary()
         except BaseException:
             self._abandon()
@@ -217,8 +222,8 @@ class Session:
             how = f"ring transport, {status_page.DIALECTS[self.dialect]} dialect"
             if self.dialect != PER_ENTRY:
                 how += f" ({self.buffers} {'pinned ' if self.pinned else ''}buffers each)"
-            how += f", {len(possible_cpus())} queues x {self.depth} entries"
-            if len(self.queues) < len(possible_cpus()):
+            how += f", {self.possible} queues x {self.depth} entries"
+            if len(self.queues) < self.possible:
                 how += f" by {len(self.queues)} thread{'s' * (len(self.queues) > 1)}"
             if self.zero_copy:
                 how += ", zero-copy"
@@ -230,6 +235,7 @@ class Session:
             how += f", {self.source.kind}" + (f" kept at {self.source.size} bytes" if self.fixed else "")
         if o.map_uid or o.map_gid:
             how += ", mapped ids"
+        how += f", sandbox {self.sandbox.level}"
         if o.null_io:
             how += ", NO DATA IS READ OR WRITTEN"
         if not self.identity:
@@ -245,27 +251,26 @@ class Session:
         if self.source.read_only:
             self.options = o = replace(o, read_only=True)
         self._check_size()
-        # Access times are kept by the source, so their mode is that of a mount of it.
-        mode = mount.MOUNT_ATTR_NOATIME * o.noatime or mount.MOUNT_ATTR_STRICTATIME * o.strictatime
-        directories = mount.MOUNT_ATTR_NODIRATIME * o.nodiratime
-        if (o.one_file_system and self.source.directory) or ((mode or directories) and capable(CAP_SYS_ADMIN)):
-            try:
-                self.clone_fd = _sys.clone_mount(
-                    self.source_fd, mount.MOUNT_ATTR_ATIME_MODE if mode else 0, mode | directories,
-                    not o.one_file_system)
-                os.close(self.source_fd)
-                self.source_fd = reopen(self.clone_fd, os.O_RDONLY)
-            except OSError as e:
-                raise SourceError(f"source {o.source}: a mount of its own for it: {reason(e)}") from None
         self._check_max_write()
-        if o.auto_unmount:
-            self.watcher = watcher.Watcher()
         raise_fd_limit()
         self._want_ring()
+        self.possible = len(possible_cpus())
         try:
-            self.fuse_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            self.sandbox.begin()
+            self.fuse_fd = self.sandbox.open_fuse()
         except OSError as e:
             raise MountError(f"/dev/fuse: {reason(e)}") from None
+        try:
+            self.kernel_mount = mount.KernelMount(o, o.source, self.fuse_fd, self.source.root_mode)
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.ENOSYS):
+                raise MountError(f"mount: {reason(e)}") from None
+            self.sandbox.limit(SECCOMP, "the mount is fusermount3's")
+        if o.auto_unmount or self.sandbox.level != NONE:
+            page = status_page.directory() / str(os.getpid())
+            self.keeper = keeper.Keeper(
+                self.target, self.target_fd, [page, socket_path(page)], auto_unmount=o.auto_unmount)
+        self.source_fd = self.sandbox.source(self.source)
 
     def _check_size(self) -> None:
         """Options that depend on whether the source is one file, and whether that may grow."""
@@ -328,28 +333,33 @@ class Session:
         except OSError as e:
             raise PassthruError(f"status page in {status_page.directory()}: {reason(e)}") from None
         cached = fd_cache_size()
-        self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self.core = _server.ServerCore(
-            self.source_fd, self.page.memory, threads, POOL_THREADS, cached,
-            payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
-            fixed_budget=min(queues * self.depth * o.payload_size, memory() // 64),
-            identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
-            null_io=o.null_io, fixed_size=self.fixed, all_submounts=o.submounts == "all", trust_modes=o.trust_modes,
-            mountinfo=self.mountinfo, stats_fd=self.page.fd, **self._live(o))
+        self.mountinfo = self.sandbox.mountinfo
+        if self.mountinfo < 0:
+            self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        with self.sandbox.inside():
+            self.core = _server.ServerCore(
+                self.source_fd, self.page.memory, threads, POOL_THREADS, cached,
+                payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
+                fixed_budget=min(queues * self.depth * o.payload_size, memory() // 64),
+                identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
+                null_io=o.null_io, fixed_size=self.fixed, all_submounts=o.submounts == "all", trust_modes=o.trust_modes,
+                mountinfo=self.mountinfo, stats_fd=self.page.fd, **self._live(o))
         self._check_kind()
         grow_fd_table(self.source_fd, 2 * cached)
         _trace.name_opcodes(status_page.OPCODES)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)
         self.core.trace(o.debug_fuse)
-        log.start()
         self.pool = o.buffers, o.unpinned_buffers(queues, self.depth, memory())
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
         self.pin = o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers
         below, name = os.path.split(self.target)
         if name and self.source.directory:
             st = os.stat(below)
-            self.core.mounted_below(st.st_dev, st.st_ino, os.fsencode(name), os.dup(self.target_fd))
+            self.core.mounted_below(st.st_dev, st.st_ino, os.fsencode(name),
+                                    self.sandbox.below(self.options.source, self.target, self.target_fd))
+        self.sandbox.before_threads()
+        log.start(_confine.cut_thread)
         for share in plan:
             queue = Queue(self, share)
             self.queues.append(queue)
@@ -377,24 +387,23 @@ class Session:
             o, nosuid=o.nosuid or bool(kind & _server.NOSUID), nodev=o.nodev or bool(kind & _server.NODEV),
             noexec=o.noexec or bool(kind & _server.NOEXEC))
         # fusermount3 always has the first two.
+        if self.kernel_mount is not None:
+            self.kernel_mount.options = o
         self.core.enforced(
             _server.NOSUID * (o.nosuid or not root) | _server.NODEV * (o.nodev or not root) | _server.NOEXEC * o.noexec)
 
     def _mount(self) -> None:
         """Superblock, INIT, registration, and then the mount at its place."""
         o = self.options
-        try:
-            self.kernel_mount = mount.KernelMount(o, o.source, self.fuse_fd, self.source.root_mode)
-        except OSError as e:
-            if e.errno not in (errno.EPERM, errno.ENOSYS):
-                raise MountError(f"mount: {reason(e)}") from None
+        if self.kernel_mount is None:
             os.close(self.fuse_fd)
             self.fuse_fd = mount.fusermount(o, o.source, self.target)
             self.visible = True
             here = mount.mounted_at(self.target)
             if here is not None:
                 self.mount_id, self.fuse_dev = here.mount_id, here.dev
-        if self.kernel_mount is None:
+                if self.keeper is not None:
+                    self.keeper.mounted(self.mount_id)
             self._handshake()
         elif _sys.sync_init(self.fuse_fd):
             self._create_answering()
@@ -412,9 +421,8 @@ class Session:
         self.core.mounted(self.fuse_dev)
         self.housekeeper = Housekeeper(self)
         self.housekeeper.start()
-        if self.watcher is not None:
-            self.watcher.watch(self.target, self.mount_id)
         os.close(self.target_fd)
+        self.hotplug = self._watch_cpus()
         self._describe()
         assert self.page is not None
         if self.page.path is None:
@@ -431,18 +439,43 @@ class Session:
         """Put the mount at its place, unless fusermount3 has done so."""
         if self.kernel_mount is not None:
             try:
-                self.fuse_dev, self.mount_id = self.kernel_mount.attach(self.target_fd)
+                self.fuse_dev, self.mount_id = self.kernel_mount.attach(self._place)
             except OSError as e:
                 raise MountError(f"mount on {self.target}: {reason(e)}") from None
             self.visible = True
             self.kernel_mount.close()
+
+    def _place(self, mount_fd: int, mount_id: int) -> None:
+        if self.keeper is not None:
+            self.keeper.attach(mount_fd, mount_id)
+        else:
+            _sys.move_mount(mount_fd, self.target_fd)
+
+    def _confine(self) -> None:
+        """Give up what is not needed any more."""
+        if _server.DEBUG:
+            from . import stats  # noqa: F401  for _check_level()
+        if self.sandbox.level in (SECCOMP, NAMESPACE):
+            with contextlib.suppress(OSError):  # it is said when they are wanted
+                self.background_fds = self._open_background()
+            for fd in self.background_fds:
+                self.sandbox.know(fd)
+        try:
+            self.sandbox.finish(self.fuse_dev, self.core.mounted_elsewhere, self._use_keeper)
+        except OSError as e:
+            raise MountError(f"--sandbox: {reason(e)}") from None
+        self._say_options()
+
+    def _use_keeper(self) -> None:
+        assert self.keeper is not None
+        log.connector = self.keeper.connect
 
     def _describe(self) -> None:
         """Tell the status page what serves this mount."""
         assert self.page is not None
         o, ring = self.options, self.transport == "ring"
         self.page.describe(
-            dialect=self.dialect if ring else 0, queues=len(possible_cpus()) if ring else 0,
+            dialect=self.dialect if ring else 0, queues=self.possible if ring else 0,
             depth=self.depth if ring else 0, buffers=self.buffers if ring and self.dialect != PER_ENTRY else 0,
             readers=len(self.readers), pinned=ring and self.pinned, zero_copy=ring and self.zero_copy,
             passthrough=self.passthrough, identity=self.identity, fuse_dev=self.fuse_dev, mount_id=self.mount_id,
@@ -455,7 +488,7 @@ class Session:
         o = self.options
         values = {f.name: getattr(o, f.name) for f in fields(o) if f.metadata and not f.metadata["hidden"]}
         self.page.describe(passthrough=self.passthrough and o.passthrough)
-        self.page.settings(values, self.why)
+        self.page.settings(values, self.why, self.sandbox.text)
         return values
 
     def change(self, words: list[str], uid: int) -> dict[str, Any]:
@@ -484,15 +517,24 @@ class Session:
             "direct_io": o.direct_io or o.cache == "never", "keep_cache": KEEP[o.cache], "spin_us": o.spin_us,
             "parallel_writes": ("off", "auto", "on").index(o.parallel_direct_writes)}
 
+    def _open_background(self) -> tuple[int, ...]:
+        where = f"/sys/fs/fuse/connections/{os.minor(self.fuse_dev)}"
+        return tuple(os.open(f"{where}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                     for name in ("max_background", "congestion_threshold"))
+
     def _set_max_background(self, n: int) -> None:
         """It is the kernel's; INIT has told the first value."""
-        where = f"/sys/fs/fuse/connections/{os.minor(self.fuse_dev)}"
         try:
-            for name, value in (("max_background", n), ("congestion_threshold", n * 3 // 4 or 1)):
-                with open(f"{where}/{name}", "w", encoding="ascii") as f:
-                    f.write(str(value))
+            fds = self.background_fds or self._open_background()
+            for fd, value in zip(fds, (n, n * 3 // 4 or 1), strict=True):
+                os.pwrite(fd, str(value).encode(), 0)
         except OSError as e:
-            raise PassthruError(f"max_background: {where}: {reason(e)}") from None
+            raise PassthruError(
+                f"max_background: /sys/fs/fuse/connections/{os.minor(self.fuse_dev)}: {reason(e)}") from None
+        finally:
+            if not self.background_fds:
+                for fd in fds:
+                    os.close(fd)
 
     def _create_answering(self) -> None:
         """Make the superblock, which waits for INIT's answer: that is another thread's work."""
@@ -606,7 +648,7 @@ class Session:
 
     def _add_reader(self) -> None:
         try:
-            fd = _sys.clone_fuse_fd(self.fuse_fd)
+            fd = _sys.clone_fuse_fd(self.fuse_fd, self.sandbox.open_fuse())
         except OSError:
             fd = os.dup(self.fuse_fd)
         if not self.readers:
@@ -631,7 +673,7 @@ class Session:
         poll = select.poll()
         poll.register(self.wake_read, select.POLLIN)
         poll.register(self.ended, select.POLLIN)
-        hotplug = self._watch_cpus()
+        hotplug = self.hotplug
         if hotplug is not None:
             poll.register(hotplug, select.POLLIN)
         control = self.control
@@ -684,7 +726,7 @@ class Session:
         """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
         self._stops()
         try:
-            how = mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
+            how = self._take_away()
         except OSError as e:
             log.error(f"unmount {self.target}: {reason(e)}")
             how = mount.NOT_THERE
@@ -694,6 +736,11 @@ class Session:
             log.warning(f"{self.target} is busy: detached, what is still open there gets errors")
         self.core.stop()
         self._wake()
+
+    def _take_away(self) -> str:
+        if self.keeper is not None:
+            return self.keeper.unmount()
+        return mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
 
     def _wake(self) -> None:
         for queue in self.queues:
@@ -710,7 +757,7 @@ class Session:
             reader.join()
         self.core.stop()
         with contextlib.suppress(OSError):  # after an abort the dead mount is still there
-            mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
+            self._take_away()
         for queue in self.queues:
             queue.go.set()
             while queue.is_alive():
@@ -733,7 +780,7 @@ class Session:
 
         if self.page is None or self.page.path is None:
             return
-        s = stats.read(self.page.path)
+        s = stats.of_memory(self.page.memory, self.page.path)
         asked, answered = s.total("ring_requests"), s.total("commits")
         lost = s.total("entries_lost")
         bad = []
@@ -748,18 +795,19 @@ class Session:
 
     def _leave(self) -> None:
         """From now on nobody is to find this daemon."""
+        # With a keeper they are its to remove: here these paths may lead into the source.
         if self.control is not None:
-            self.control.close()
-        if self.page is not None:
+            self.control.close(remove=self.keeper is None)
+        if self.keeper is not None:
+            self.keeper.dismiss()
+        elif self.page is not None:
             self.page.remove()
-        if self.watcher is not None:
-            self.watcher.dismiss()
 
     def _abandon(self) -> None:
         """Undo a start that failed."""
         if self.visible:
             try:
-                mount.unmount(self.target, self.mount_id, os.geteuid() == 0)
+                self._take_away()
             except OSError as e:
                 log.error(f"unmount {self.target}: {reason(e)}")
         if self.kernel_mount is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from .status_page import (
     READING,
     TRANSPORTS,
     directories,
+    process_owner,
     read_header,
     runs,
     start_ticks,
@@ -127,6 +129,11 @@ class Snapshot:
         """Why there is no ring, if that was not what was asked for."""
         return str(self._said().get("why", ""))
 
+    @property
+    def sandbox(self) -> str:
+        """How the daemon is confined: the level of --sandbox, and in brackets why it is no higher one, if it is not."""
+        return str(self._said().get("sandbox", ""))
+
     def _said(self) -> dict[str, Any]:
         text = bytes(self.header["settings"])[:int(self.header["settings_len"])]
         if self.header["settings_seq"] % 2:
@@ -170,7 +177,7 @@ class Snapshot:
         """Does the process that made this page still run, as the user whose page it is?"""
         try:
             return (start_ticks(self.pid) == self.header["start_ticks"]
-                    and os.stat(f"/proc/{self.pid}").st_uid == self.owner)
+                    and process_owner(self.pid) == self.owner)
         except (OSError, ValueError, IndexError):
             return False
 
@@ -204,6 +211,13 @@ def read(path: Path, owner: int | None = None) -> Snapshot:
         return _read(fd, path, owner)
     finally:
         os.close(fd)
+
+
+def of_memory(memory: mmap.mmap, path: Path) -> Snapshot:
+    """The daemon's own page."""
+    header = np.frombuffer(memory, HEADER_DTYPE, 1)[0]
+    used = min(int(header["threads"]), int(header["used"]))
+    return Snapshot(header.copy(), np.frombuffer(memory, THREAD_DTYPE, used, HEADER).copy(), os.geteuid(), path)
 
 
 def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:

@@ -107,6 +107,12 @@ def start_ticks(pid: int) -> int:
     return int(words[19])
 
 
+def process_owner(pid: int) -> int:
+    """Whose process it is (proc_pid_status(5)); the files in /proc/PID are root's, of one that nobody may look into."""
+    with open(f"/proc/{pid}/status", "rb") as f:
+        return int(next(line for line in f if line.startswith(b"Uid:")).split()[1])
+
+
 def runs(pid: int) -> bool:
     """Is there a process of this number that has not ended?"""
     try:
@@ -191,9 +197,12 @@ class Page:
             at, form = _PLACES[name]
             form.pack_into(self.memory, at, value)
 
-    def settings(self, options: dict[str, Any], why: str = "") -> None:
-        """Say which options are in effect, and why there is no ring. ValueError: there is no room for it."""
-        text = json.dumps({"options": options, "why": why}).encode()
+    def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "") -> None:
+        """Say which options are in effect, why there is no ring, and how the daemon is confined.
+
+        ValueError: there is no room for it.
+        """
+        text = json.dumps({"options": options, "why": why, "sandbox": sandbox}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
         changing = field(self.memory, "settings_seq") | 1

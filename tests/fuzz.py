@@ -21,7 +21,7 @@ import struct
 import tempfile
 import time
 
-from passthru import _server, _testing
+from passthru import _server, _testing, sandbox
 
 SETLKW = 33
 READ, WRITE, READDIR, READDIRPLUS, READLINK, IOCTL = 15, 16, 28, 44, 5, 39
@@ -165,6 +165,7 @@ def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
         with open(source, "wb") as f:
             f.truncate(SIZE)
     fd = os.open(source, os.O_RDONLY)
+    sandbox.fd_directory()
     core = _server.ServerCore(
         fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE, attr_timeout=1.0,
         entry_timeout=1.0, spin_us=0, fixed_budget=1 << 26, identity=os.geteuid() == 0, locks=True, xattr=True,
@@ -173,7 +174,6 @@ def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
     maker = Maker(seed)
     counts = {"requests": 0, "replies": 0, "errors": 0}
     end = time.monotonic() + seconds
-    os.chdir("/")
     try:
         while time.monotonic() < end:
             name = maker.r.choice(list(queues))

@@ -34,6 +34,7 @@ def text(s: dict[str, Any]) -> list[str]:
         ("served by", f"{monitor.served_by(s)}, {where}" + (f" ({s['why']})" if s["why"] else "")),
         ("protocol", f"FUSE 7.{s['fuse']['minor']}, requests of up to {size(s['fuse']['max_write'])}, "
          f"device {s['fuse']['device']}"),
+        ("confined", s["sandbox"] or "?"),
         ("in use", f"{s['inodes']} inodes, {s['handles']} handles, {s['backing_files']} backing files"),
         ("in flight", f"{s['in_flight']} requests; {buffers['in_use']} payload buffers of {size(buffers['size'])}"
          + (f", {buffers['per_queue']} per queue" if ring else "")

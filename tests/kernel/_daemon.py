@@ -83,6 +83,14 @@ def remote(path: Path) -> bool:
     return kind.strip() in ("fuseblk", "fuse", "nfs", "cifs", "smb2", "ceph", "v9fs")
 
 
+def is_keeper(pid: int) -> bool:
+    """Is it a daemon's keeper, which has the daemon's command line?"""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "passthru-keeper\n"
+    except OSError:
+        return False
+
+
 def mounts_below(path: Path) -> list[str]:
     return [m.target for m in mounts() if m.target.startswith(f"{path}/") or m.target == str(path)]
 

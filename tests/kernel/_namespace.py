@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _daemon import environment
+from _daemon import environment, is_keeper
 
 SET_UP = r"""
 set -e
@@ -35,6 +35,10 @@ fi
 echo ready
 exec sleep 600
 """
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Namespace:
@@ -88,16 +92,16 @@ class Namespace:
         return found
 
     def daemons(self) -> list[int]:
-        """Processes that run in it, but for the holder."""
+        """Processes that run in it, but for holder and keepers; a daemon may be in one of its own, not its keeper."""
         here = os.readlink(f"/proc/{self.holder.pid}/ns/mnt")
         found = []
         for name in os.listdir("/proc"):
             try:
                 if name.isdigit() and os.readlink(f"/proc/{name}/ns/mnt") == here and int(name) != self.holder.pid:
-                    found.append(int(name))
+                    found.append(parent_of(int(name)) if is_keeper(int(name)) else int(name))
             except OSError:
                 continue
-        return found
+        return sorted(set(found))
 
     def unmount(self, targets: Sequence[Path]) -> None:
         for target in targets:

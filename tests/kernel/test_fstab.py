@@ -15,6 +15,7 @@ from _users import NOBODY
 from test_unprivileged import python_for_all
 
 from passthru import mounting, stats
+from passthru.status_page import process_owner
 
 HELPER = "/sbin/mount.passthru"
 BOOT = {"PATH": "/usr/bin:/bin"}  # what a mount at boot has
@@ -309,7 +310,7 @@ class TestUsers:
         assert shown is not None and {f"user_id={NOBODY}", "nosuid", "nodev"} <= set(shown[1])
         assert "noexec" not in shown[1]
         (daemon,) = user_space.daemons()
-        assert os.stat(f"/proc/{daemon}").st_uid == NOBODY
+        assert process_owner(daemon) == NOBODY
         as_user = ["sh", "-c", f"cat {place}/mnt/f && echo new >{place}/mnt/new"]
         assert user_space.ok(*as_user, user=NOBODY) == "here"
         assert user_space.run("umount", place / "mnt", user=NOBODY + 1).returncode != 0

@@ -23,7 +23,8 @@ def other(name: str) -> Any:
     parsed = f.metadata["parse"]
     if parsed is None:
         return not f.default
-    for text in ("2", "8192", "off", "dev", "per-entry", "a,b\\c", "word", "open", "syslog", "warning", "0:5", "all"):
+    for text in ("2", "8192", "off", "dev", "per-entry", "a,b\\c", "word", "open", "syslog", "warning", "0:5", "all",
+                 "caps"):
         try:
             value = parsed(text)
         except passthru.UsageError:

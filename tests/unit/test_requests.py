@@ -15,12 +15,13 @@ TESTS = Path(__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(Path(passthru.__file__).parent.parent)}
 PARSE = """
 import os, tempfile
-from passthru import _server, _testing
+from passthru import _server, _testing, sandbox
 with tempfile.TemporaryDirectory() as source:
     if {file}:
         source += "/file"
         open(source, "w").close()
     fd = os.open(source, os.O_RDONLY)
+    sandbox.fd_directory()
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
         attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
         writeback=False)
@@ -86,11 +87,12 @@ def test_refused(dialect, text):
 
 LOOP = r"""
 import os, struct, tempfile
-from passthru import _server, _testing
+from passthru import _server, _testing, sandbox
 with tempfile.TemporaryDirectory() as source:
     open(source + "/f", "wb").write(b"x" * 100)
     os.symlink("t" * 500, source + "/l")
     fd = os.open(source, os.O_RDONLY)
+    sandbox.fd_directory()
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
         attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
         writeback=False)

@@ -47,8 +47,9 @@ def test_mounting_needs_no_numpy(module):
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
-def test_core_writes_what_is_read(tmp_path):
+def test_core_writes_what_is_read(tmp_path, monkeypatch):
     """A real server's page, with what it says of itself."""
+    monkeypatch.chdir("/proc/self/fd")  # as in a daemon: _fdpath.pxd
     source = os.open(tmp_path, os.O_RDONLY)
     memory = bytearray(_server.stats_size(300))
     arguments = {

@@ -1,0 +1,168 @@
+"""The daemon's keeper: a process beside it that stays where the mount is, when the daemon confines itself (sandbox.py).
+
+It attaches and unmounts, connects to the log daemon, and removes the daemon's files at its end: this mount, these
+sockets and these files, whatever the daemon may have come to. With -o auto_unmount it unmounts as well when the daemon
+has gone without doing so, even by SIGKILL.
+
+A request is a packet of JSON: [what, ...]; so is the answer: [result] or [null, errno, text].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from . import _confine, _sys, log, mounting
+from .capabilities import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN
+from .stdio import quiet
+
+PACKET = 8192
+PATHS = {"journal": log.JOURNAL, "syslog": log.SYSLOG}
+
+
+class Keeper:
+    """The keeper as its daemon sees it. To be made before any thread is.
+
+    target: where the mount is to be, target_fd: what is there now. files: what to remove at the end.
+    """
+
+    def __init__(self, target: str, target_fd: int, files: list[Path], *, auto_unmount: bool):
+        """Raises OSError."""
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        self._pid = os.fork()
+        if self._pid == 0:
+            with contextlib.suppress(BaseException):
+                self._socket.close()
+                _Server(theirs, target, target_fd, files, auto_unmount).serve()
+            os._exit(0)
+        theirs.close()
+
+    def _ask(self, *words: Any, fds: tuple[int, ...] = ()) -> tuple[Any, int]:
+        """(result, fd or -1). Raises OSError: what went wrong there, or EPIPE: it has gone."""
+        with self._lock:
+            if self._socket.fileno() < 0:
+                raise OSError(errno.EPIPE, "the keeper has been dismissed")
+            socket.send_fds(self._socket, [json.dumps(words).encode()], fds)
+            data, got, _, _ = socket.recv_fds(self._socket, PACKET, 1)
+        if not data:
+            raise OSError(errno.EPIPE, "the daemon's keeper has ended")
+        result, *error = json.loads(data)
+        if error:
+            raise OSError(*error)
+        return result, got[0] if got else -1
+
+    def attach(self, mount_fd: int, mount_id: int) -> None:
+        """Put a detached mount at its place."""
+        self._ask("attach", mount_id, fds=(mount_fd,))
+
+    def mounted(self, mount_id: int) -> None:
+        """It is there already, by fusermount3."""
+        self._ask("mounted", mount_id)
+
+    def unmount(self, *, lazy: bool = True) -> str:
+        """As mounting.unmount()."""
+        return str(self._ask("unmount", lazy)[0])
+
+    def connect(self, path: str) -> socket.socket:
+        """A socket of a log daemon."""
+        name = next(n for n, p in PATHS.items() if p == path)
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0, self._ask("connect", name)[1])
+
+    def dismiss(self) -> None:
+        """End it: the mount has been taken away, or never came; the files go. May be called again."""
+        if self._socket.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self._ask("dismiss")
+            self._socket.close()
+            with contextlib.suppress(OSError):
+                os.waitpid(self._pid, 0)
+
+
+class _Server:
+    """The keeper's own side."""
+
+    def __init__(self, to_daemon: socket.socket, target: str, target_fd: int, files: list[Path], auto_unmount: bool):
+        os.setsid()  # signals to the daemon's group and terminal are not for us
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.chdir("/")
+        # Not the least /dev/fuse: the connection has to end with the daemon.
+        place = os.dup(target_fd)  # not one of those that are overwritten next
+        here = os.dup(to_daemon.detach())
+        os.dup2(here, 3)
+        quiet()
+        os.dup2(place, 4)
+        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, 3)
+        self._place = 4
+        self._target, self._files, self._auto = target, files, auto_unmount
+        self._mount_id = -1
+        self._root = os.geteuid() == 0
+        self._go = True
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text("passthru-keeper")
+        with contextlib.suppress(OSError):
+            _confine.undumpable()
+        if self._root:  # an ordinary user's has to call fusermount3
+            with contextlib.suppress(OSError):
+                _confine.no_new_privileges()
+                _confine.cut_capabilities(1 << CAP_SYS_ADMIN | 1 << CAP_DAC_READ_SEARCH)
+
+    def serve(self) -> None:
+        """Until it is dismissed, or the daemon has gone."""
+        while self._go:
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET, 1)
+            if not data:
+                if self._auto and self._mount_id >= 0:
+                    mounting.detach(self._target, self._mount_id, self._root)
+                return
+            fd = -1
+            try:
+                what, *words = json.loads(data)
+                result, fd = getattr(self, f"_{what}_asked")(*words, *fds)
+                answer: list[Any] = [result]
+            except OSError as e:
+                answer = [None, e.errno or errno.EIO, e.strerror or str(e)]
+            except Exception as e:
+                answer = [None, errno.EINVAL, f"{type(e).__name__}: {e}"]
+            for sent in fds:
+                os.close(sent)
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._socket, [json.dumps(answer).encode()], [fd] if fd >= 0 else [])
+            if fd >= 0:
+                os.close(fd)
+
+    def _attach_asked(self, mount_id: int, mount_fd: int) -> tuple[None, int]:
+        _sys.move_mount(mount_fd, self._place)
+        return self._mounted_asked(mount_id)
+
+    def _mounted_asked(self, mount_id: int) -> tuple[None, int]:
+        """Which mount it is, said once."""
+        if self._place >= 0:
+            self._mount_id = int(mount_id)
+            os.close(self._place)
+            self._place = -1
+        return None, -1
+
+    def _unmount_asked(self, lazy: bool) -> tuple[str, int]:
+        return mounting.unmount(self._target, self._mount_id, self._root, lazy=bool(lazy)), -1
+
+    def _connect_asked(self, name: str) -> tuple[None, int]:
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        with s:
+            s.connect(PATHS[name])
+            return None, os.dup(s.fileno())
+
+    def _dismiss_asked(self) -> tuple[None, int]:
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        self._go = False
+        return None, -1

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * System calls by name: those that the filter of --sandbox allows, and those that its message may
+ * have to name. CALL(name, number) is to be defined where this is included, in the middle of a table.
+ */
+#define C(name) CALL(name, __NR_##name)
+C(read) C(write) C(readv) C(writev) C(pread64) C(pwrite64) C(preadv) C(pwritev) C(preadv2)
+C(pwritev2) C(openat) C(close) C(lseek) C(fstat) C(newfstatat) C(statx) C(statfs) C(fstatfs)
+C(faccessat) C(readlinkat) C(getdents64) C(mkdirat) C(mknodat) C(symlinkat) C(linkat) C(unlinkat)
+C(renameat2) C(fchmod) C(fchmodat) C(fchown) C(fchownat) C(utimensat) C(truncate) C(ftruncate)
+C(fallocate) C(fsync) C(fdatasync) C(syncfs) C(sync_file_range) C(copy_file_range) C(fadvise64)
+C(readahead) C(flock) C(fcntl) C(ioctl) C(getxattr) C(lgetxattr) C(fgetxattr) C(listxattr)
+C(llistxattr) C(flistxattr) C(setxattr) C(lsetxattr) C(fsetxattr) C(removexattr) C(lremovexattr)
+C(fremovexattr) C(name_to_handle_at) C(open_by_handle_at) C(umask) C(memfd_create) C(eventfd2)
+C(pipe2) C(dup) C(dup3) C(setfsuid) C(setfsgid) C(setgroups) C(capget) C(capset) C(getuid)
+C(geteuid) C(getgid) C(getegid) C(getgroups) C(getresuid) C(getresgid) C(clone) C(futex)
+C(set_robust_list) C(get_robust_list) C(rseq) C(sched_yield) C(sched_getaffinity)
+C(sched_setaffinity) C(gettid) C(getpid) C(getppid) C(tgkill) C(kill) C(rt_sigaction)
+C(rt_sigprocmask) C(rt_sigreturn) C(rt_sigpending) C(rt_sigtimedwait) C(sigaltstack)
+C(restart_syscall) C(nanosleep) C(clock_nanosleep) C(clock_gettime) C(clock_getres) C(gettimeofday)
+C(timerfd_create) C(timerfd_settime) C(timerfd_gettime) C(ppoll) C(pselect6) C(epoll_create1)
+C(epoll_ctl) C(epoll_pwait) C(getrandom) C(uname) C(sysinfo) C(prlimit64) C(getrlimit) C(getrusage)
+C(times) C(getcpu) C(exit) C(exit_group) C(wait4) C(waitid) C(brk) C(mmap) C(munmap) C(mremap)
+C(mprotect) C(madvise) C(membarrier) C(prctl) C(io_uring_enter) C(io_uring_register) C(unshare)
+C(sendto) C(sendmsg) C(recvfrom) C(recvmsg) C(accept) C(accept4) C(getsockopt) C(getsockname)
+C(getpeername) C(shutdown) C(setsockopt) C(execve) C(execveat) C(ptrace) C(mount) C(umount2)
+C(move_mount) C(fsopen) C(fsmount) C(fsconfig) C(fspick) C(setns) C(pivot_root) C(chroot) C(chdir)
+C(fchdir) C(bpf) C(kexec_load) C(kexec_file_load) C(init_module) C(finit_module) C(delete_module)
+C(socket) C(socketpair) C(connect) C(bind) C(listen) C(process_vm_readv) C(process_vm_writev)
+C(pidfd_send_signal) C(perf_event_open) C(userfaultfd) C(io_uring_setup) C(keyctl) C(add_key)
+C(request_key) C(swapon) C(swapoff) C(reboot) C(settimeofday) C(clock_settime) C(clock_adjtime)
+C(adjtimex) C(setuid) C(setgid) C(setreuid) C(setregid) C(setresuid) C(setresgid) C(personality)
+C(seccomp) C(quotactl) C(acct) C(syslog) C(sethostname) C(setdomainname) C(inotify_init1)
+C(fanotify_init) C(fanotify_mark) C(vhangup) C(tee) C(splice) C(vmsplice) C(sendfile) C(mlock)
+C(mlockall) C(munlock) C(setpriority) C(setsid) C(setpgid) C(msgget) C(semget) C(shmget)
+C(timer_create) C(setitimer) C(sched_setscheduler) C(sched_setattr) C(ioprio_set) C(mbind)
+C(move_pages) C(migrate_pages)
+#ifdef __x86_64__
+C(access) C(alarm) C(arch_prctl) C(chmod) C(chown) C(creat) C(dup2) C(epoll_create) C(epoll_wait)
+C(eventfd) C(fork) C(getdents) C(inotify_init) C(ioperm) C(iopl) C(link) C(lstat) C(mkdir) C(mknod)
+C(modify_ldt) C(open) C(pause) C(pipe) C(poll) C(readlink) C(rename) C(renameat) C(rmdir) C(select)
+C(stat) C(symlink) C(time) C(unlink) C(ustat) C(utimes) C(vfork)
+#endif
+/* The same for all architectures; old headers have not got them. */
+CALL(open_tree, 428) CALL(pidfd_open, 434) CALL(clone3, 435) CALL(close_range, 436)
+CALL(openat2, 437) CALL(pidfd_getfd, 438) CALL(faccessat2, 439) CALL(process_madvise, 440)
+CALL(epoll_pwait2, 441) CALL(mount_setattr, 442) CALL(landlock_create_ruleset, 444)
+CALL(landlock_add_rule, 445) CALL(landlock_restrict_self, 446) CALL(futex_waitv, 449)
+CALL(fchmodat2, 452) CALL(statmount, 457) CALL(listmount, 458) CALL(setxattrat, 463)
+CALL(getxattrat, 464) CALL(listxattrat, 465) CALL(removexattrat, 466) CALL(open_tree_attr, 467)
+CALL(file_getattr, 468) CALL(file_setattr, 469)
+#undef C
