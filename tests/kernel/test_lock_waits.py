@@ -1,6 +1,7 @@
 """Waits for locks: many of them, ended by signals, by closes, and by the limit."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -53,15 +54,19 @@ def held(path: Path, kind: str) -> Callable[[], None]:
     lock(fd, fcntl.LOCK_EX)
 
     def give_up() -> None:
-        lock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        try:
+            lock(fd, fcntl.LOCK_UN)
+        finally:
+            os.close(fd)
 
     return give_up
 
 
-def waiting() -> int:
+def waiting(path: Path) -> int:
+    """Waits for locks of a file of the source, in the source."""
+    number = f":{os.stat(path).st_ino} "
     with open("/proc/locks", encoding="ascii") as f:
-        return sum("->" in line for line in f)
+        return sum("->" in line and number in line for line in f)
 
 
 def threads(fs) -> int:
@@ -108,7 +113,7 @@ def test_many_waiters(mount, transport, kind, depth, count):
     before = len(os.listdir(f"/proc/{fs.pid}/fd"))
     give_up = held(fs.mnt / "lock", kind)
     with waiters(fs.mnt / "lock", kind, count) as codes:
-        until(lambda: waiting() >= count, "waited for")
+        until(lambda: waiting(fs.src / "lock") >= count, "waited for")
         assert on_cpu_0(lambda: (fs.mnt / "other").read_bytes()) == b"o"
         on_cpu_0(give_up)
         assert codes() == [0] * count
@@ -120,13 +125,14 @@ def test_many_waiters(mount, transport, kind, depth, count):
 def test_waiters_at_the_end(mount, transport):
     """An unmount with waiters there ends them, and the daemon."""
     fs = mount()
-    held(fs.mnt / "lock", "flock")
+    give_up = held(fs.mnt / "lock", "flock")
     with waiters(fs.mnt / "lock", "flock", 100):
-        until(lambda: waiting() >= 100, "waited for")
+        until(lambda: waiting(fs.src / "lock") >= 100, "waited for")
         fs.expected_lines.append("is busy: detached")
         fs.signal(signal.SIGTERM)
         fs.wait(10)
-    fs.served = False
+    with contextlib.suppress(OSError):
+        give_up()
 
 
 @pytest.mark.timeout(180)
@@ -152,7 +158,7 @@ def test_too_many(fs, transport):
     for t in many:
         t.start()
     until(lambda: len(results) >= 20, "refused", 60)
-    until(lambda: waiting() >= limit, "waited for", 60)
+    until(lambda: waiting(fs.src / "lock") >= limit, "waited for", 60)
     assert results == [errno.ENOLCK] * 20
     on_cpu_0(lambda: os.stat(fs.mnt))
     on_cpu_0(give_up)
@@ -182,7 +188,7 @@ def tried(path: Path) -> str:
 HOLD = """\
 import fcntl, os, sys
 f = os.open(sys.argv[1], os.O_RDWR)
-fcntl.lockf(f, fcntl.LOCK_EX)
+fcntl.lockf(f, fcntl.LOCK_EX, 10)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -200,7 +206,7 @@ def test_close_beside_a_wait(fs, by):
     fd = first if by == "same" else os.open(path, os.O_RDWR)
     with ThreadPoolExecutor(1) as pool:
         got = pool.submit(fcntl.lockf, fd, fcntl.LOCK_EX)
-        until(lambda: waiting() >= 1, "waited for")
+        until(lambda: waiting(fs.src / "f") >= 1, "waited for")
         if by == "closed":
             os.close(first)
         else:
@@ -232,7 +238,7 @@ def test_fd_closed_under_its_wait(fs):
 
     with ThreadPoolExecutor(1) as pool:
         got = pool.submit(wait)
-        until(lambda: waiting() >= 1, "waited for")
+        until(lambda: waiting(fs.src / "f") >= 1, "waited for")
         os.close(fd)
         holder.stdin.close()
         holder.wait()
@@ -295,11 +301,12 @@ class Alarm(Exception): pass
 def alarm(*_): raise Alarm
 signal.signal(signal.SIGALRM, alarm)
 lock = fcntl.{kind}
+late = 0
 for n in range(150):
     f = os.open(sys.argv[1], os.O_RDWR)
     start = time.monotonic()
     try:
-        signal.setitimer(signal.ITIMER_REAL, random.choice((0.001, 0.003, 0.02)) + random.random() / 1000)
+        signal.setitimer(signal.ITIMER_REAL, random.choice((0.001, 0.003, 0.02)) + random.random() / 1000, 1)
         try:
             lock(f, fcntl.LOCK_EX)
             print("got it")
@@ -307,15 +314,15 @@ for n in range(150):
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Alarm:
         pass
-    if time.monotonic() - start > 2:
-        print("late", time.monotonic() - start)
+    late += time.monotonic() - start > 0.9
     os.close(f)
-print("end")
+print("end", late)
 """
     done = subprocess.run([sys.executable, "-c", script, fs.mnt / "lock"], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "end\n", done.stderr
+    # A signal just before the system call ends nothing, also in the source; the next one does.
+    assert done.stdout.startswith("end ") and int(done.stdout[4:]) < 5, done.stdout + done.stderr
     give_up()
-    assert waiting() == 0
+    assert waiting(fs.src / "lock") == 0
 
 
 def test_killed_waiters_leave_nothing(fs):
@@ -323,7 +330,7 @@ def test_killed_waiters_leave_nothing(fs):
     for _ in range(5):
         with waiters(fs.mnt / "lock", "lockf", 20):
             time.sleep(random.random() / 20)
-    until(lambda: waiting() == 0, "ended")
+    until(lambda: waiting(fs.src / "lock") == 0, "ended")
     give_up()
     assert tried(fs.mnt / "lock") == "got"
 
@@ -445,9 +452,11 @@ def test_hung_submount(stuck):
     assert threads(fs) < 50
 
 
-def test_end_beside_a_hung_submount(stuck):
+def test_end_beside_a_hung_submount(stuck, hung):
+    """The daemon does not wait for it; the kernel lets its last threads go when that ends."""
     fs = stuck
-    fs.expected_lines += ["the source does not answer"]
+    fs.expected_lines += ["is busy: detached", "the source does not answer"]
     fs.signal(signal.SIGTERM)
-    fs.wait(8)
-    fs.served = False
+    until(lambda: "the source does not answer" in fs.stderr(), "given up", 5)
+    subprocess.run(["umount", "-f", "-l", hung], capture_output=True, check=False)
+    fs.wait(5)
