@@ -91,23 +91,23 @@ cdef void *locks_new() noexcept nogil:
 
 
 cdef void locks_free(void *locks) noexcept nogil:
-    cdef Locks *l = <Locks *> locks
+    cdef Locks *all_ = <Locks *> locks
     cdef Owner *o
     cdef Leaving *g
     cdef unsigned n
-    if l == NULL:
+    if all_ == NULL:
         return
     for n in range(LOCK_SHARDS):
-        while l.tables[n].first != NULL:
-            o = l.tables[n].first
-            l.tables[n].first = o.next
+        while all_.tables[n].first != NULL:
+            o = all_.tables[n].first
+            all_.tables[n].first = o.next
             close(o.fd)
             free(o)
-        while l.tables[n].leaving != NULL:
-            g = l.tables[n].leaving
-            l.tables[n].leaving = g.next
+        while all_.tables[n].leaving != NULL:
+            g = all_.tables[n].leaving
+            all_.tables[n].leaving = g.next
             free(g)
-    free(l)
+    free(all_)
 
 
 cdef inline Table *table_of(Server *s, uint32_t node) noexcept nogil:

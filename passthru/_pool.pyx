@@ -165,10 +165,10 @@ cdef unsigned pool_busy(void *pool) noexcept nogil:
 
 cdef uint64_t end_by(Server *s) noexcept nogil:
     """The end has begun: until when (now_ns()) is waited for what hangs? The source itself may take longer."""
-    cdef Lane *l = &(<Pool *> s.pool).lanes[LANE_GENERAL]
+    cdef Lane *way = &(<Pool *> s.pool).lanes[LANE_GENERAL]
     if not s.end_began:
         s.end_began = now_ns()
-    return s.end_began + <uint64_t> (STOP_SOURCE_MS if l.running or l.queued else STOP_MS) * 1000000
+    return s.end_began + <uint64_t> (STOP_SOURCE_MS if way.running or way.queued else STOP_MS) * 1000000
 
 
 cdef void pool_cancel(void *pool) noexcept nogil:
@@ -219,74 +219,74 @@ cdef bint pool_stop(void *pool) noexcept nogil:
 
 # ----------------------------------------------------------------- lanes
 
-cdef inline unsigned lane_limit(Pool *p, Lane *l) noexcept nogil:
-    cdef size_t n = l - p.lanes
+cdef inline unsigned lane_limit(Pool *p, Lane *way) noexcept nogil:
+    cdef size_t n = way - p.lanes
     if n == LANE_GENERAL:
         return p.general
     return ROW_LIMIT if n >= LANE_ROW else CROSS_LIMIT
 
 
-cdef void lane_update(Pool *p, Lane *l) noexcept nogil:
+cdef void lane_update(Pool *p, Lane *way) noexcept nogil:
     """After a change of what is queued or running: list it if a thread is due."""
-    cdef unsigned limit = lane_limit(p, l)
-    cdef unsigned due = min(l.queued, limit - l.running) if l.running < limit else 0
-    p.due += due - l.due
-    l.due = due
-    if due and not l.listed:
-        l.listed = True
-        l.next = NULL
+    cdef unsigned limit = lane_limit(p, way)
+    cdef unsigned due = min(way.queued, limit - way.running) if way.running < limit else 0
+    p.due += due - way.due
+    way.due = due
+    if due and not way.listed:
+        way.listed = True
+        way.next = NULL
         if p.ready_last != NULL:
-            p.ready_last.next = l
+            p.ready_last.next = way
         else:
-            p.ready = l
-        p.ready_last = l
+            p.ready = way
+        p.ready_last = way
 
 
-cdef Request *lane_pop(Lane *l) noexcept nogil:
-    cdef Request *r = l.first
-    l.first = r.next
-    if l.first == NULL:
-        l.last = NULL
-    l.queued -= 1
+cdef Request *lane_pop(Lane *way) noexcept nogil:
+    cdef Request *r = way.first
+    way.first = r.next
+    if way.first == NULL:
+        way.last = NULL
+    way.queued -= 1
     return r
 
 
 cdef Request *take(Pool *p) noexcept nogil:
     """The next request that may have a thread, of the lanes in turn; NULL: there is none."""
     cdef Lane *before = NULL
-    cdef Lane *l = p.ready
+    cdef Lane *way = p.ready
     cdef Lane *follow
     cdef Request *r
     cdef bint may
-    while l != NULL:
-        follow = l.next
-        may = l == p.lanes or p.others < OTHERS or (l.running == 0 and p.others < OTHERS_MOST)
-        if l.due and not may:
-            before = l
-            l = follow
+    while way != NULL:
+        follow = way.next
+        may = way == p.lanes or p.others < OTHERS or (way.running == 0 and p.others < OTHERS_MOST)
+        if way.due and not may:
+            before = way
+            way = follow
             continue
         if before != NULL:
             before.next = follow
         else:
             p.ready = follow
-        if p.ready_last == l:
+        if p.ready_last == way:
             p.ready_last = before
-        l.listed = False
-        if l.due:
-            r = lane_pop(l)
-            l.running += 1
-            if l != p.lanes:
+        way.listed = False
+        if way.due:
+            r = lane_pop(way)
+            way.running += 1
+            if way != p.lanes:
                 p.others += 1
-            lane_update(p, l)
+            lane_update(p, way)
             return r
-        l = follow
+        way = follow
     return NULL
 
 
-cdef bint lane_remove(Pool *p, Lane *l, Request *which) noexcept nogil:
+cdef bint lane_remove(Pool *p, Lane *way, Request *which) noexcept nogil:
     """Take a queued request out. False: it is not there."""
     cdef Request *before = NULL
-    cdef Request *r = l.first
+    cdef Request *r = way.first
     while r != NULL and r != which:
         before = r
         r = r.next
@@ -295,11 +295,11 @@ cdef bint lane_remove(Pool *p, Lane *l, Request *which) noexcept nogil:
     if before != NULL:
         before.next = r.next
     else:
-        l.first = r.next
-    if l.last == r:
-        l.last = before
-    l.queued -= 1
-    lane_update(p, l)
+        way.first = r.next
+    if way.last == r:
+        way.last = before
+    way.queued -= 1
+    lane_update(p, way)
     return True
 
 
@@ -328,7 +328,7 @@ cdef int pool_submit_lane(void *pool, Request *r, Handler blocking, unsigned lan
     ENOLCK: too many wait for locks; EBUSY: too many for what that lane waits for; EAGAIN: no thread.
     """
     cdef Pool *p = <Pool *> pool
-    cdef Lane *l = &p.lanes[lane]
+    cdef Lane *way = &p.lanes[lane]
     cdef Context *ctx = r.ctx
     cdef unsigned room = 0xffffffff
     cdef int result = PENDING
@@ -344,23 +344,23 @@ cdef int pool_submit_lane(void *pool, Request *r, Handler blocking, unsigned lan
     if room == 0:
         return -EBUSY
     pthread_mutex_lock(&p.lock)
-    if p.locks and l.queued + l.running >= WAITERS:
+    if p.locks and way.queued + way.running >= WAITERS:
         result = -ENOLCK
-    elif lane != LANE_GENERAL and l.queued >= LANE_QUEUE:
+    elif lane != LANE_GENERAL and way.queued >= LANE_QUEUE:
         result = -EBUSY
     elif p.locks and missed(p, r.h.unique):
         result = -EINTR
     else:
-        if l.last != NULL:
-            l.last.next = r
+        if way.last != NULL:
+            way.last.next = r
         else:
-            l.first = r
-        l.last = r
-        l.queued += 1
-        lane_update(p, l)
+            way.first = r
+        way.last = r
+        way.queued += 1
+        lane_update(p, way)
         # An idle thread counts until it has run: it may be promised to an earlier request.
-        if p.due > p.idle and p.threads < p.most and not thread_start(p) and l.running == 0:
-            lane_remove(p, l, r)  # nobody would come back for it
+        if p.due > p.idle and p.threads < p.most and not thread_start(p) and way.running == 0:
+            lane_remove(p, way, r)  # nobody would come back for it
             result = -EAGAIN
         else:
             r.away = AWAY_POOL
@@ -375,7 +375,7 @@ cdef void *pool_thread(void *arg) noexcept nogil:
     cdef Pool *p = <Pool *> arg
     cdef Context ctx
     cdef Request *r
-    cdef Lane *l
+    cdef Lane *way
     cdef int result, opened
     opened = context_open(&ctx, p.server, T_POOL, -1)
     # Inherited of the queue's thread that started it: one CPU, and a name.
@@ -393,7 +393,7 @@ cdef void *pool_thread(void *arg) noexcept nogil:
                 break
         if r == NULL:
             break
-        l = &p.lanes[r.lane]
+        way = &p.lanes[r.lane]
         r.tid = sys_gettid()
         r.prev = NULL
         r.next = p.active
@@ -412,10 +412,10 @@ cdef void *pool_thread(void *arg) noexcept nogil:
             r.prev.next = r.next
         else:
             p.active = r.next
-        l.running -= 1
-        if l != p.lanes:
+        way.running -= 1
+        if way != p.lanes:
             p.others -= 1
-        lane_update(p, l)
+        lane_update(p, way)
         pthread_mutex_unlock(&p.lock)
         r.complete(r, result)
         pthread_mutex_lock(&p.lock)
@@ -517,14 +517,14 @@ cdef void pool_interrupt_running(void *pool, Request *r) noexcept nogil:
 cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil:
     """INTERRUPT of request `unique`: end its wait for a lock, or remember it for when it comes."""
     cdef Pool *p = <Pool *> s.waiters
-    cdef Lane *l = p.lanes
+    cdef Lane *way = p.lanes
     cdef Request *r
     pthread_mutex_lock(&p.lock)
-    r = l.first
+    r = way.first
     while r != NULL and r.h.unique != unique:
         r = r.next
     if r != NULL:
-        lane_remove(p, l, r)
+        lane_remove(p, way, r)
         pthread_mutex_unlock(&p.lock)
         r.complete(r, -EINTR)
         return

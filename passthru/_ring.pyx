@@ -317,7 +317,7 @@ cdef void entry_away(Entry *e) noexcept nogil:
     cdef Worker *w = q.worker
     cdef unsigned n
     q.away += 1
-    if q.away <= q.extra or q.extra >= q.spares:
+    if q.away <= q.extra or q.extra >= q.spares or q.enroll == NULL:
         return
     n = q.depth + q.extra
     entry_init(q, n, w.nentries + q.extra * w.nqueues + q.number)

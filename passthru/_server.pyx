@@ -36,7 +36,7 @@ NOSUID = FS_NOSUID
 NODEV = FS_NODEV
 NOEXEC = FS_NOEXEC
 OPCODES = FUSE_OPCODES
-KEPT = []  # objects that threads which hang use on
+cdef list left_behind = []  # objects that threads which hang use on
 
 
 cdef int check(int r, what) except -1:
@@ -297,7 +297,7 @@ cdef class ServerCore:
             ended = pool_stop(self.s.waiters)
             ended = pool_stop(self.s.pool) and ended
         if not ended:
-            KEPT.append(self)
+            left_behind.append(self)
             return False
         self.s.waiters = self.s.pool = NULL
         if self.s.below_fd >= 0:
@@ -419,7 +419,7 @@ cdef class QueueThread:
         if not self.opened:
             return True
         if self.w.alive or self.w.ctx.inflight or self.w.ctx.pooled:
-            KEPT.append(self)
+            left_behind.append(self)
             return False
         with nogil:
             worker_close(&self.w)
@@ -458,7 +458,7 @@ cdef class ReaderThread:
 
     def close(self):
         if self.t.out:
-            KEPT.append(self)
+            left_behind.append(self)
             return
         with nogil:
             dev_close(&self.t)

@@ -199,7 +199,8 @@ def test_close_beside_a_wait(fs, by):
     """Another fd of the file is closed while a thread waits: what it then gets is a lock, until the right close."""
     path = fs.mnt / "f"
     path.write_bytes(b"x" * 10)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     first = os.open(path, os.O_RDWR)
     fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 100)  # by another handle than that which waits
@@ -228,7 +229,8 @@ def test_fd_closed_under_its_wait(fs):
     """The very fd that is waited by is closed: as in the source, no lock stays."""
     path = fs.mnt / "f"
     path.write_bytes(b"x" * 10)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     fd = os.open(path, os.O_RDWR)
 
