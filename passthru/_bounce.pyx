@@ -50,6 +50,8 @@ cdef void bounce_close(Request *r) noexcept nogil:
 cdef int bounce_serve(Request *r) noexcept nogil:
     """Serve it. -errno or PENDING: what a pool has done goes to bounce_finish()."""
     cdef int res
+    if r.h.opcode == FUSE_NOTIFY_REPLY:
+        return r.ctx.server.dispatch(r)  # it has no reply
     # Arguments of an ioctl would be in the pages as well; those that have some come without zero-copy.
     if r.h.opcode not in (FUSE_READDIR, FUSE_READDIRPLUS, FUSE_READLINK) and not (
             r.h.opcode == FUSE_IOCTL and not (<fuse_ioctl_in *> r.op_in).in_size and r.out_cap >= head_size(r)):

@@ -17,7 +17,7 @@ cdef enum:
 
     # Entries of a queue beyond its depth, at the most
     SPARES = 1024
-    SPARES_PINNED = 128    # where all header slots are pinned
+    SPARES_PINNED = 512    # where all header slots are pinned
 
 ctypedef bint (*Enroller)(Queue *q, Entry *e) noexcept nogil
 
