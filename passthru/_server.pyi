@@ -7,7 +7,6 @@ from typing_extensions import Buffer
 
 DEBUG: bool
 OPCODES: int
-KEPT: list[object]
 PSEUDO: int
 SERVER: int
 NOSUID: int
