@@ -123,10 +123,6 @@ cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept 
     return res
 
 
-cdef enum:
-    SETTABLE = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME | FATTR_KILL_SUIDGID
-
-
 cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
     """Become the caller for what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
 
@@ -174,7 +170,7 @@ cdef int apply_owner(int fd, fuse_setattr_in *arg) noexcept nogil:
         res = chmod_fd(fd, arg.mode & 0o7777)
         if res < 0:
             return res
-    if valid & (FATTR_UID | FATTR_GID) or not valid & FATTR_MODE:
+    if valid & (FATTR_UID | FATTR_GID):
         if fchownat(fd, "", arg.uid if valid & FATTR_UID else <uint32_t> -1,
                     arg.gid if valid & FATTR_GID else <uint32_t> -1, AT_EMPTY_PATH) < 0:
             return -errno
@@ -185,8 +181,9 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
     cdef timespec ts[2]
     cdef uint32_t valid = arg.valid
     cdef int res, taken
-    # With nothing to set it is a chown(2) to the same owner and group, which takes suid and the like away.
-    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID) or not valid & SETTABLE:
+    # With nothing to set it may be a chown(2) to nobody new, or a write(2) that is about to come, which says itself what
+    # has to go: so nothing is done.
+    if valid & (FATTR_MODE | FATTR_UID | FATTR_GID):
         taken = owner_take(r, fd, arg.gid if valid & FATTR_GID else NO_ID)
         res = taken if taken < 0 else apply_owner(fd, arg)
         if taken > 0:

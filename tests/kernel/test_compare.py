@@ -104,6 +104,13 @@ KNOWN: Sequence[tuple[str, Callable[[Difference], bool]]] = (
     ("FALLOCATE and COPY_FILE_RANGE do not say, as WRITE does, whether the caller has CAP_FSETID",
      lambda d: d.case.caller.uid != 0 and bool(d.case.caller.caps >> ops.CAP_FSETID & 1) and _less(d)
      and ("fallocate" in d.case.operation.name or "copy_file_range" in d.case.operation.name)),
+    ("chown(2) with nothing to set arrives as what precedes a write(2) to a file with suid or capabilities does",
+     lambda d: "to nothing" in d.case.operation.name and d.results[1] is None),
+    ("a member's write takes set-group-ID away where the group may not execute: it is made in nobody's name",
+     lambda d: d.case.kind.mode & 0o2010 == 0o2000 and d.case.kind.gid == d.case.caller.gid and _less(d)),
+    ("requests do not name capabilities but root's: what is made by others with CAP_FSETID loses set-group-ID",
+     lambda d: d.case.caller.uid != 0 and bool(d.case.caller.caps >> ops.CAP_FSETID & 1) and _less(d)
+     and "make" in d.case.operation.name),
     ("a FIFO's data is the kernel's own: it tells no server of writes",
      lambda d: "fifo" in d.case.kind.name and _times_only(d, "mtime")),
 )
