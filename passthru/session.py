@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -31,6 +32,7 @@ from .source import Source, open_source
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 SWEEP = 2.0  # seconds
+ELSEWHERE = 2.0  # seconds that the connection may outlive the mount that a signal has ended
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -200,6 +202,7 @@ class Session:
         self.background_fds: tuple[int, ...] = ()  # the kernel's files of what set_max_background() changes
         self.control: Control | None = None
         self.mountinfo = -1
+        self.end_by: float | None = None
         self.housekeeper: Housekeeper | None = None
         self.core: _server.ServerCore
 
@@ -681,7 +684,15 @@ class Session:
             poll.register(control.fd, select.POLLIN)
         poll.register(self.mountinfo, select.POLLPRI)  # and POLLERR: the mount table has changed
         while not all(r.done for r in self.readers):
-            for fd, _ in poll.poll(None):
+            left = None if self.end_by is None else max(0, int((self.end_by - time.monotonic()) * 1000))
+            ready = poll.poll(left)
+            if left is not None and time.monotonic() >= (self.end_by or 0):
+                # Told to end, and unmounted; but a copy of the mount lives (mount --bind, another namespace).
+                log.warning(f"{self.target} is mounted elsewhere as well: what is done there gets errors")
+                self.core.stop()
+                self._wake()
+                break
+            for fd, _ in ready:
                 if fd == self.wake_read:
                     os.read(self.wake_read, 64)
                     self.unmount()
@@ -731,6 +742,7 @@ class Session:
             log.error(f"unmount {self.target}: {reason(e)}")
             how = mount.NOT_THERE
         if how == mount.UNMOUNTED:
+            self.end_by = time.monotonic() + ELSEWHERE
             return
         if how == mount.DETACHED:
             log.warning(f"{self.target} is busy: detached, what is still open there gets errors")
@@ -765,7 +777,7 @@ class Session:
                 queue.join(0.05)
         if self.housekeeper is not None:
             self.housekeeper.over.set()
-            self.housekeeper.join()
+            self.housekeeper.join()  # it waits for no filesystem: what it closes is no open file's last fd
         if _server.DEBUG and not self.core.hangs:
             self._check_level()
         if not self.core.close():

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -132,3 +133,20 @@ def test_many_mounts(mount, place):
     for n, fs in enumerate(mounts):
         (fs.mnt / f"{n}").touch()
     assert sorted(os.listdir(mounts[0].mnt)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("first", ["umount", "signal"])
+def test_told_to_end_with_a_copy(fs, place, first):
+    """A mount that is bound elsewhere outlives umount(8), but not the word to end."""
+    (place / "copy").mkdir()
+    subprocess.run(["mount", "--bind", fs.mnt, place / "copy"], check=True)
+    try:
+        if first == "umount":
+            fs.umount()
+            (place / "copy" / "f").write_text("still served")
+        else:
+            fs.expected_lines = ["is mounted elsewhere as well"]
+        fs.signal(signal.SIGTERM)
+        assert fs.wait() == 0
+    finally:
+        subprocess.run(["umount", "-l", place / "copy"], check=True)
