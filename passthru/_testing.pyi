@@ -4,6 +4,7 @@ from typing import Self
 
 from passthru._server import ServerCore
 
+def mount_facts(mountinfo: int, number: int) -> int: ...
 def latency_bucket(ns: int) -> int: ...
 
 class Requests:

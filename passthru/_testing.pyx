@@ -9,6 +9,7 @@ from passthru._abi cimport *
 from passthru._copy cimport payloads_unmap
 from passthru._inode cimport Inode, inode_add, inode_at, inode_find
 from passthru._libc cimport *
+from passthru._mounts cimport mount_facts as facts_of_mount
 from passthru._ops cimport undelivered
 from passthru._request cimport *
 from passthru._ring cimport *
@@ -22,6 +23,13 @@ cdef enum:
     PAGE = 4096
     UNTOUCHED = 0xA5
     DEPTH = 3              # of Loop's queue; the one in the middle is used
+
+
+def mount_facts(int mountinfo, unsigned number):
+    """FS_ flags of that mount in a file like mountinfo(5)."""
+    cdef statx stx
+    memset(&stx, 0, sizeof(stx))
+    return facts_of_mount(mountinfo, -1, number, &stx)
 
 
 def latency_bucket(uint64_t ns):

@@ -1,13 +1,17 @@
 """Making what is not a plain file: devices, fifos, links, files without a name."""
+import contextlib
 import ctypes
 import errno
 import os
+import resource
 import stat
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
+from _daemon import mounted
 from conftest import KERNEL
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -157,3 +161,36 @@ def test_one_node_for_one_inode(mount):
         thread.join()
         for fd in fds:
             os.close(fd)
+
+
+def test_mounts_stay_when_fds_run_out(mount, place):
+    """A look-up that fails for want of an fd is not the end of the name, nor of what is mounted on it."""
+    fs = mount("--entry-timeout", "0", "--attr-timeout", "0")
+    (fs.src / "dir").mkdir()
+    (fs.src / "held").mkdir()
+    for n in range(40):
+        (fs.src / "held" / str(n)).touch()
+    subprocess.run(["mount", "-t", "tmpfs", "test", fs.mnt / "dir"], check=True)
+    files = []
+    limit = resource.prlimit(fs.pid, resource.RLIMIT_NOFILE)
+    try:
+        most = len(os.listdir(f"/proc/{fs.pid}/fd")) + 20
+        resource.prlimit(fs.pid, resource.RLIMIT_NOFILE, (most, limit[1]))
+        refused = 0
+        for n in range(40):
+            try:
+                files.append(open(fs.mnt / "held" / str(n), "r+"))
+            except OSError:
+                refused += 1
+        for _ in range(20):
+            with contextlib.suppress(OSError):
+                os.stat(fs.mnt / "dir" / ".." / "none")
+            with contextlib.suppress(OSError):
+                os.stat(fs.mnt / "dir")
+        assert refused
+        assert mounted(fs.mnt / "dir")
+    finally:
+        resource.prlimit(fs.pid, resource.RLIMIT_NOFILE, limit)
+        for f in files:
+            f.close()
+        subprocess.run(["umount", fs.mnt / "dir"], check=True)
