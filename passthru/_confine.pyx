@@ -144,6 +144,19 @@ cdef int check(int r, what) except -1:
     return r
 
 
+cdef extern from *:
+    """
+    #ifdef __SANITIZE_ADDRESS__
+    #define PASSTHRU_SANITIZED 1
+    #else
+    #define PASSTHRU_SANITIZED 0
+    #endif
+    """
+    bint PASSTHRU_SANITIZED
+
+SANITIZED = bool(PASSTHRU_SANITIZED)  # its runtime has a thread of its own, from the process's start
+
+
 def keep_capabilities(uint64_t mask):
     """What cut_thread() leaves from now on: a bit for each number of capabilities(7)."""
     global kept, cutting

@@ -13,6 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from . import _confine, _sys, capabilities, mounting, seccomp, stdio
 from .errors import MountError, SourceError, reason
@@ -269,6 +270,7 @@ class Sandbox:
         if self.level == NONE:
             return
         self._kept = mask(*KEPT)
+        self._name = Path("/proc/self/comm").read_text().strip()
         if os.path.isdir(SMACK):  # its labels are extended attributes, and it has a say in each access
             self._kept |= mask(capabilities.CAP_MAC_OVERRIDE, capabilities.CAP_MAC_ADMIN)
         _confine.keep_capabilities(self._kept)
@@ -399,15 +401,17 @@ class Sandbox:
                 except OSError:  # it has just ended
                     continue
                 said = {k.decode(): v.decode().strip() for k, v in fields.items()}
+                if _confine.SANITIZED and said["Name"] == self._name and int(tid) != os.getpid():
+                    continue
                 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
                     if int(said[name], 16) & ~self._kept:
-                        return f"thread {tid} has {name} {said[name]}"
+                        return f"thread {tid} ({said['Name']}) has {name} {said[name]}"
                 # An ordinary user's daemon cannot change its bounding set, which no_new_privs makes void.
                 if int(said["CapPrm"], 16) and int(said["CapBnd"], 16) & ~self._kept:
-                    return f"thread {tid} has CapBnd {said['CapBnd']}"
+                    return f"thread {tid} ({said['Name']}) has CapBnd {said['CapBnd']}"
                 for name, value in wanted.items():
                     if said[name] != value:
-                        return f"thread {tid} has {name} {said[name]}"
+                        return f"thread {tid} ({said['Name']}) has {name} {said[name]}"
         finally:
             os.close(task)
         return ""
