@@ -152,7 +152,7 @@ def _check_fusermount(options: Options, target: str) -> None:
 
 def rehearse(options: Options) -> Outcome:
     """How a mount with these options would end."""
-    quiet = replace(options, auto_unmount=False, enable_uring=False, sandbox="none")
+    quiet = replace(options, auto_unmount=False, enable_uring=False)
     switched = options.enable_uring and options.transport != "dev" and ring_parameter() == "N"
     if switched:
         if not os.access(PARAMETER, os.W_OK):
