@@ -148,7 +148,10 @@ cdef extern from "abi.h" nogil:
         IORING_RSRC_REGISTER_SPARSE
     enum:
         CAP_CHOWN
+        CAP_DAC_OVERRIDE
         CAP_FOWNER
+        CAP_LINUX_IMMUTABLE
+        CAP_SETFCAP
         CAP_FSETID
         CAP_SYS_ADMIN
     enum:

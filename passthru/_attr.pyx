@@ -5,8 +5,8 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, cut, later, open_to_cut, patiently
-from passthru._entry cimport attr_fill, parent_of, privileged, shown_mode, stx_mask
-from passthru._identity cimport identity_restore, identity_take, unowner_take
+from passthru._entry cimport attr_fill, parent_of, privileged, settle, stx_mask, told_mode, unsettled
+from passthru._identity cimport identity_restore, identity_take, owner_identity_take, unowner_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -50,9 +50,17 @@ cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
 
 cdef int op_getattr(Request *r) noexcept nogil:
     cdef fuse_getattr_in *arg = <fuse_getattr_in *> r.op_in
+    cdef Inode *i
     cdef statx stx
     cdef int res = stat_request(r, arg.fh, arg.getattr_flags & FUSE_GETATTR_FH, 0, stx_mask(), &stx)
-    return res if res < 0 else attr_reply(r, &stx)
+    if res < 0:
+        return res
+    i = inode_at(&server_of(r).inodes, r.h.nodeid)
+    if i != NULL and unsettled(r, i, &stx):
+        if r.ctx.stats.kind != T_POOL:
+            return later(r, op_getattr)
+        settle(r, <uint32_t> r.h.nodeid, &stx)
+    return attr_reply(r, &stx)
 
 
 cdef int op_statx(Request *r) noexcept nogil:
@@ -71,6 +79,10 @@ cdef int op_statx(Request *r) noexcept nogil:
     i = inode_at(&server_of(r).inodes, r.h.nodeid)
     if i == NULL:
         return -ESTALE
+    if unsettled(r, i, &stx):
+        if r.ctx.stats.kind != T_POOL:
+            return later(r, op_statx)
+        settle(r, <uint32_t> r.h.nodeid, &stx)
     f = &server_of(r).inodes.fs[i.fs]
     memset(out, 0, sizeof(fuse_statx_out))
     out.attr_valid = 0 if privileged(&stx) else c.attr_valid
@@ -86,9 +98,7 @@ cdef int op_statx(Request *r) noexcept nogil:
     if server_of(r).config.mapped:
         s.uid = id_to_mount(&server_of(r).uids, s.uid)
         s.gid = id_to_mount(&server_of(r).gids, s.gid)
-    s.mode = <uint16_t> shown_mode(f, &stx)
-    if privileged(&stx):
-        i.told = 1
+    s.mode = <uint16_t> told_mode(r, i, &stx)
     s.ino = stx.stx_ino ^ f.salt
     s.size = stx.stx_size
     s.blocks = stx.stx_blocks
@@ -123,16 +133,24 @@ cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept 
     return res
 
 
-cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
-    """Become the caller for what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
+cdef bint member(Request *r, uint32_t gid) noexcept nogil:
+    """Is the caller in a group of the source?"""
+    cdef Server *s = server_of(r)
+    return gid == r.h.gid or sys_in_group(r.h.pid, id_to_mount(&s.gids, gid) if s.config.mapped else gid)
 
-    The kernel has let an owner do it, but of a file whose owner it may know from a second ago. gid: a group that the kernel
-    knows the caller to be in, or NO_ID.
+
+cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil:
+    """Become who may do what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
+
+    The kernel has let an owner do it, but of a file whose owner it may know from long ago. So the source compares
+    owners itself, with the caller, or, where the caller may act for the owner, with the owner that was seen: it may be
+    another one when the call is made. chown: the owner or group is to change; gid: to that group, or NO_ID.
     """
     cdef Server *s = server_of(r)
     cdef gid_t groups[2]
     cdef unsigned n = 0
     cdef statx stx
+    cdef bint for_owner = False, over = False
     cdef int res
     if not s.config.identity or r.h.uid == NO_ID:
         return 0
@@ -140,24 +158,30 @@ cdef int owner_take(Request *r, int fd, uint32_t gid) noexcept nogil:
         return unowner_take(r)
     if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
         return -errno
-    if sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid) or \
-            (gid != NO_ID and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)):
+    if sys_is_capable(r.h.pid, CAP_FOWNER) or (chown and sys_is_capable(r.h.pid, CAP_CHOWN)):
         return 0
     if s.config.mapped:  # several of the source's users may be one in the mount
-        return 0 if id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid) else -EPERM
-    res = identity_take(r)
+        for_owner = id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid)
+    elif stx.stx_uid != r.h.uid:
+        over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
+        for_owner = over or sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid)
+    else:
+        over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
+    res = owner_identity_take(r, stx.stx_uid, stx.stx_gid) if for_owner else identity_take(r)
     if res < 0:
         return res
-    if gid != NO_ID and gid != r.h.gid:
+    if gid != NO_ID and gid != r.h.gid and member(r, gid):
         groups[n] = gid
         n += 1
     # Of a group that the owner is not in, sgid does not stay.
-    if stx.stx_gid != r.h.gid and sys_in_group(r.h.pid, stx.stx_gid):
+    if stx.stx_gid != r.h.gid and member(r, stx.stx_gid):
         groups[n] = stx.stx_gid
         n += 1
     if n:
         res = sys_setgroups(n, groups)
         r.ctx.groups = n
+    if res == 0 and over:
+        res = sys_cap_change(0, 1 << CAP_CHOWN)
     if res < 0:
         identity_restore(r)
     return res if res < 0 else 1
@@ -184,7 +208,7 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
     # With nothing to set it may be a chown(2) to nobody new, or a write(2) that is about to come, which says itself what
     # has to go: so nothing is done.
     if valid & (FATTR_MODE | FATTR_UID | FATTR_GID):
-        taken = owner_take(r, fd, arg.gid if valid & FATTR_GID else NO_ID)
+        taken = owner_take(r, fd, valid & (FATTR_UID | FATTR_GID) != 0, arg.gid if valid & FATTR_GID else NO_ID)
         res = taken if taken < 0 else apply_owner(fd, arg)
         if taken > 0:
             identity_restore(r)
@@ -207,8 +231,16 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
         elif valid & FATTR_MTIME:
             ts[1].tv_sec = <int64_t> arg.mtime
             ts[1].tv_nsec = arg.mtimensec
-        if utimensat(fd, "", ts, AT_EMPTY_PATH) < 0:
-            return -errno
+        # Who may write may set them to now, an owner to any time.
+        taken = owner_take(r, fd, False, NO_ID) if valid & (FATTR_ATIME | FATTR_MTIME) and not valid & FATTR_SIZE and (
+            (valid & FATTR_ATIME and not valid & FATTR_ATIME_NOW) or
+            (valid & FATTR_MTIME and not valid & FATTR_MTIME_NOW)) else 0
+        if taken < 0:
+            return taken
+        res = -errno if utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 else 0
+        if taken > 0:
+            identity_restore(r)
+        return res
     return 0
 
 

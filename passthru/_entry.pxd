@@ -17,6 +17,9 @@ cdef int parent_of(Request *r, Inode **i) noexcept nogil
 cdef bint dot_or_dotdot(const char *name) noexcept nogil
 cdef uint32_t shown_mode(Filesystem *f, statx *stx) noexcept nogil
 cdef bint privileged(statx *stx) noexcept nogil
+cdef uint32_t told_mode(Request *r, Inode *i, statx *stx) noexcept nogil
+cdef bint unsettled(Request *r, Inode *i, statx *stx) noexcept nogil
+cdef void settle(Request *r, uint32_t node, statx *stx) noexcept nogil
 
 cdef int op_lookup(Request *r) noexcept nogil
 cdef int op_forget(Request *r) noexcept nogil

@@ -19,7 +19,12 @@ from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
 
+cdef extern from "abi.h" nogil:
+    enum:
+        SEEK_HOLE
+
 cdef enum:
+    RENAME_EXCHANGE = 2
     RENAME_WHITEOUT = 4
 
 cdef enum:  # S_IFMT >> 12
@@ -71,6 +76,55 @@ cdef bint privileged(statx *stx) noexcept nogil:
     return stx.stx_mode & (S_ISUID | S_ISGID) and stx.stx_mode & S_IFMT == S_IFREG
 
 
+cdef uint32_t told_mode(Request *r, Inode *i, statx *stx) noexcept nogil:
+    """shown_mode(), but suid and sgid only as settle() has seen them; else the kernel asks when it needs them."""
+    cdef uint32_t mode = shown_mode(&server_of(r).inodes.fs[i.fs], stx)
+    if privileged(stx):
+        if not r.settled:
+            return mode & ~<uint32_t> (S_ISUID | S_ISGID)
+        i.told = 1
+    return mode
+
+
+cdef bint unsettled(Request *r, Inode *i, statx *stx) noexcept nogil:
+    """Does what is about to be told want settle()? Not where suid and sgid have no effect."""
+    cdef Server *s = server_of(r)
+    if not privileged(stx) or r.settled:
+        return False
+    r.settled = not s.config.identity or (s.inodes.fs[i.fs].flags | s.inodes.enforced) & FS_NOSUID != 0
+    return not r.settled
+
+
+cdef void settle(Request *r, uint32_t node, statx *stx) noexcept nogil:
+    """Attributes of a program with rights of its own, of one state: chown(2) changes the owner before it takes suid.
+
+    statx(2) takes no lock and may see both halves; execve(2) in the source looks under the inode's lock, which
+    SEEK_HOLE takes as well. It may be waited for, so this is for a thread that may wait.
+    """
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i = inode_at(t, node)
+    cdef char path[FD_PATH]
+    cdef statx again
+    cdef int own, fd = inode_fd(t, i, node)
+    cdef unsigned _
+    if fd < 0:
+        return
+    fd_path(path, fd)
+    for _ in range(16):
+        own = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
+        if own < 0:
+            break
+        lseek(own, 0, SEEK_HOLE)
+        close(own)
+        if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &again) < 0:
+            break
+        r.settled = again.stx_mode == stx.stx_mode and again.stx_uid == stx.stx_uid and again.stx_gid == stx.stx_gid
+        stx[0] = again
+        if r.settled:
+            break
+    inode_unpin(i)
+
+
 cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:
     """A fuse_attr of a statx(2) result of a known inode."""
     cdef Filesystem *f = &server_of(r).inodes.fs[i.fs]
@@ -83,9 +137,8 @@ cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nog
     a.atimensec = stx.stx_atime.tv_nsec
     a.mtimensec = stx.stx_mtime.tv_nsec
     a.ctimensec = stx.stx_ctime.tv_nsec
-    a.mode = shown_mode(f, stx)
-    if privileged(stx):
-        i.told = 1
+    a.mode = told_mode(r, i, stx)
+    i.appends = (stx.stx_attributes & STATX_ATTR_APPEND) != 0
     a.nlink = stx.stx_nlink
     a.uid = stx.stx_uid
     a.gid = stx.stx_gid
@@ -320,8 +373,13 @@ cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept n
     out.generation = i.generation
     out.entry_valid = c.entry_valid
     out.entry_valid_nsec = c.entry_valid_nsec
-    out.attr_valid = 0 if privileged(stx) else c.attr_valid
-    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
+    # Of an inode that it knows by another name the kernel keeps the ACL that it has with the attributes that it gets here:
+    # so it is to ask for both.
+    if privileged(stx) or (stx.stx_nlink > 1 and i.nlookup > 1 and i.type == FORMAT_FILE):
+        out.attr_valid = out.attr_valid_nsec = 0
+    else:
+        out.attr_valid = c.attr_valid
+        out.attr_valid_nsec = c.attr_valid_nsec
     attr_fill(r, i, &out.attr, stx)
     return sizeof(fuse_entry_out)
 
@@ -345,6 +403,12 @@ cdef int op_lookup(Request *r) noexcept nogil:
         node = cross(r, parent, fd, name, &stx)
     inode_unpin(parent)
     if node > 0:
+        if unsettled(r, inode_at(&server_of(r).inodes, node), &stx):
+            if not may_wait(r):
+                inode_forget(&server_of(r).inodes, node, 1)
+                r.ctx.stats.forgets += 1
+                return later(r, op_lookup)
+            settle(r, <uint32_t> node, &stx)
         return entry_reply(r, r.out, <uint32_t> node, &stx)
     if node == -EXDEV:
         return later_crossing(r, op_lookup, name)
@@ -577,6 +641,43 @@ cdef int op_rmdir(Request *r) noexcept nogil:
     return remove(r, AT_REMOVEDIR)
 
 
+cdef int movable(Request *r, int fd, const char *name) noexcept nogil:
+    """May the caller move what is `name` now to another directory? A directory must be writable for that. 0 or -errno.
+
+    The kernel has looked, at the directory that it knows by the name. Groups: as far as the file's own goes.
+    """
+    cdef statx stx
+    cdef gid_t group
+    cdef int at, res, member
+    if not server_of(r).config.identity or r.h.uid == 0 or r.h.uid == NO_ID or server_of(r).config.mapped:
+        return 0
+    at = sys_openat_here(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if at < 0:
+        return at
+    res = -errno if c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0
+    if res == 0 and stx.stx_mode & S_IFMT == S_IFDIR and stx.stx_uid != r.h.uid and \
+            not sys_is_capable(r.h.pid, CAP_DAC_OVERRIDE):
+        group = stx.stx_gid
+        member = group == r.h.gid or sys_in_group(r.h.pid, group)
+        res = as_member(r, at, group, member)
+    close(at)
+    return res
+
+
+cdef int as_member(Request *r, int at, gid_t group, bint member) noexcept nogil:
+    """faccessat(2) for writing, as the caller, with that group if it is in it."""
+    cdef int failed, res
+    failed = identity_take(r)
+    if failed < 0:
+        return failed
+    if member:
+        failed = sys_setgroups(1, &group)
+        r.ctx.groups = 1
+    res = failed if failed < 0 else sys_faccessat2(at, "", 2, AT_EMPTY_PATH | AT_EACCESS)
+    identity_restore(r)
+    return res
+
+
 cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     cdef InodeTable *t = &server_of(r).inodes
     cdef uint32_t at = 0
@@ -603,7 +704,13 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
         inode_unpin(parent)
         inode_unpin(to)
         return later(r, op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename)
-    stuck = stick_to_caller(r, fd, fd2, (flags & RENAME_WHITEOUT) != 0)
+    stuck = 0
+    if to != parent:
+        stuck = movable(r, fd, name)
+        if stuck == 0 and flags & RENAME_EXCHANGE:
+            stuck = movable(r, fd2, newname)
+    if stuck == 0:
+        stuck = stick_to_caller(r, fd, fd2, (flags & RENAME_WHITEOUT) != 0)
     res = stuck
     if stuck >= 0:
         res = sys_renameat2(fd, name, fd2, newname, flags)

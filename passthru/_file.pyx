@@ -188,9 +188,17 @@ cdef int op_open(Request *r) noexcept nogil:
     if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
         inode_unpin(i)
         return patiently(r, op_open)
-    # Only by requests does the kernel say which writers may keep suid and sgid.
-    backing = backing_reserve(r.ctx, i, <uint32_t> r.h.nodeid, opath, flags,
-                              not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID)))
+    if known:
+        i.appends = (stx.stx_attributes & STATX_ATTR_APPEND) != 0
+    # Only by requests does the kernel say which writers may keep suid and sgid. And it would map a file of its own for
+    # writing that the source lets be appended to only.
+    backing = backing_reserve(r.ctx, i, <uint32_t> r.h.nodeid, opath, flags, not i.appends and (
+        not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID))))
+    if backing and i.appends and flags & O_ACCMODE == O_RDWR:
+        # It became append-only while others, who have it open, have it passed through.
+        inode_unpin(i)
+        inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
+        return -EBUSY
     if backing and flags & O_ACCMODE == O_RDONLY and not flags & O_TRUNC:
         # Nothing to open: the kernel reopens the backing file as the caller wants it. It takes
         # the errors of that for ours, so what may fail (ETXTBSY, EROFS) is opened here first.

@@ -14,7 +14,7 @@ from passthru._abi cimport *
 from passthru._extension cimport Extension, extension_next
 from passthru._idmap cimport id_to_source
 from passthru._label cimport label_drop, label_take
-from passthru._libc cimport EACCES, ENOMEM, EOVERFLOW, umask
+from passthru._libc cimport EACCES, ENOMEM, EOVERFLOW, EPERM, umask
 from passthru._request cimport DATA_CAPS, DATA_FSUID, DATA_OWN, Context, Request
 
 cdef enum:
@@ -99,9 +99,30 @@ cdef inline int unowner_take(Request *r) noexcept nogil:
     return failed if failed < 0 else 1
 
 
+cdef inline int owner_identity_take(Request *r, uint32_t uid, uint32_t gid) noexcept nogil:
+    """Become the owner that a file was seen to have, until identity_restore(). 0 or -errno.
+
+    For callers who may do what that owner may: should the file be another's by now, the source says so.
+    """
+    r.ctx.as_owner = 1
+    if (gid and not fsgid_take(gid)) or (uid and not fsuid_take(uid)):
+        identity_restore(r)
+        return -EOVERFLOW
+    if uid == 0:
+        if sys_cap_change(1 << CAP_FOWNER, 0) < 0:
+            identity_restore(r)
+            return -EPERM
+        r.ctx.unowner = 1
+    return 0
+
+
 cdef inline void identity_restore(Request *r) noexcept nogil:
     if not r.ctx.server.config.identity:
         return
+    if r.ctx.as_owner:
+        r.ctx.as_owner = 0
+        if not fsuid_take(0) or not fsgid_take(0):
+            abort()
     if r.ctx.unowner:
         if sys_cap_change(0, 1 << CAP_FOWNER) < 0:
             abort()
@@ -127,7 +148,11 @@ cdef inline int data_take_by(Context *ctx, unsigned how) noexcept nogil:
             return failed
         ctx.groups = 0
     if how == DATA_FSUID:
+        if not fsgid_take(NOBODY):  # root's group is somebody's too
+            return -ENOMEM
         if not fsuid_take(NOBODY):
+            if not fsgid_take(0):
+                abort()
             return -ENOMEM
     elif sys_cap_fsetid(0) < 0:
         return -ENOMEM
@@ -141,7 +166,7 @@ cdef inline int data_take(Context *ctx) noexcept nogil:
 
 cdef inline void data_drop(Context *ctx) noexcept nogil:
     if ctx.as_data == DATA_FSUID:
-        if not fsuid_take(0):
+        if not fsuid_take(0) or not fsgid_take(0):
             abort()
     elif ctx.as_data and sys_cap_fsetid(1) < 0:
         abort()
@@ -153,9 +178,9 @@ cdef inline void data_try(Context *ctx) noexcept nogil:
     ctx.data_how = DATA_FSUID
     if not ctx.server.config.identity:
         ctx.data_how = DATA_OWN
-    elif not fsuid_take(NOBODY):
+    elif not fsgid_take(NOBODY) or not fsuid_take(NOBODY):
         ctx.data_how = DATA_CAPS
-    elif not fsuid_take(0):
+    if ctx.data_how != DATA_OWN and (not fsuid_take(0) or not fsgid_take(0)):
         abort()
 
 

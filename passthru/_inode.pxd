@@ -86,6 +86,7 @@ cdef struct Inode:
     int32_t handle_type
     int32_t backing        # kernel passthrough: its id, 0: none yet
     uint32_t backing_slot  # in the list of kept backing ids + 1
+    uint8_t appends        # append-only when it was looked at last
     uint8_t told           # the kernel has been told of suid or sgid, see op_open()
     uint8_t familiar       # a directory: the last name looked up in it was of a known inode
     # Under the hash shard's lock:

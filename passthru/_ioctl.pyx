@@ -9,7 +9,9 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
+from passthru._attr cimport owner_take
 from passthru._backing cimport handle_fd
+from passthru._identity cimport identity_restore
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._notify cimport notify_attributes
@@ -30,7 +32,7 @@ cdef int op_ioctl(Request *r) noexcept nogil:
     cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_DIR if arg.flags & FUSE_IOCTL_DIR else H_FILE)
     cdef char data[LARGEST]
     cdef uint32_t size = arg.out_size
-    cdef int fd
+    cdef int fd, taken, res
     if h == NULL:
         return -EBADF
     if arg.flags & FUSE_IOCTL_COMPAT or arg.cmd not in (
@@ -45,8 +47,16 @@ cdef int op_ioctl(Request *r) noexcept nogil:
         return fd
     memset(data, 0, sizeof(data))
     memcpy(data, r.arg, arg.in_size)
-    if ioctl(fd, arg.cmd, &data[0]) < 0:
-        return -errno
+    taken = owner_take(r, fd, False, 0xffffffff) if arg.cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR) else 0
+    if taken < 0:
+        return taken
+    if taken > 0 and sys_is_capable(r.h.pid, CAP_LINUX_IMMUTABLE):
+        sys_cap_change(0, 1 << CAP_LINUX_IMMUTABLE)
+    res = -errno if ioctl(fd, arg.cmd, &data[0]) < 0 else 0
+    if taken > 0:
+        identity_restore(r)
+    if res < 0:
+        return res
     if arg.cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
         notify_attributes(server_of(r), h.node)  # ctime
     memset(out, 0, sizeof(fuse_ioctl_out))

@@ -150,8 +150,9 @@ cdef uint32_t flags_of_line(char *line) noexcept nogil:
     if not found and strtoul(device, NULL, 10) == 0:
         flags |= FS_PSEUDO
     if strncmp(rest, "fuse", 4) == 0:
-        at = strstr(rest, "user_id=")
-        if at == NULL or strtoul(at + 8, NULL, 10) != 0:
+        # In the last word only: type and source are whatever its owner has said.
+        at = field(rest, 2)
+        if at == NULL or not (has_word(at, "user_id=0")):
             flags |= FS_FOREIGN
     return flags
 
@@ -171,6 +172,8 @@ cdef uint32_t flags_by_asking(int fd) noexcept nogil:
         if <uint32_t> sf.f_type == KINDS_OF_DATA[k].magic and not found:
             flags |= KINDS_OF_DATA[k].flags
             found = True
+    if <uint32_t> sf.f_type == 0x65735546:
+        flags |= FS_FOREIGN  # FUSE: whose, it cannot be asked
     if not found and stx.stx_dev_major == 0:
         flags |= FS_PSEUDO
     if v.f_flag & ST_NOSUID:

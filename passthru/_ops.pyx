@@ -176,6 +176,7 @@ cdef int dispatch(Request *r) noexcept nogil:
         return -ENOSYS
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
+    r.settled = 0
     if r.ctx.as_data and opcode != FUSE_WRITE and opcode != FUSE_READ:
         data_drop(r.ctx)
     if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):

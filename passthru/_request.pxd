@@ -149,6 +149,7 @@ cdef struct Context:           # one serving thread
     unsigned labelled          # it is set
     unsigned groups            # supplementary groups now set
     unsigned unowner           # without CAP_FOWNER for now
+    unsigned as_owner          # with the ids of a file's owner for now
     unsigned data_how          # DATA_*: how this thread gives up its rights to change data
     unsigned as_data           # the same if it has: see data_take()
     int personality[2]         # the ring's numbers of its own identity and of that; 0: not registered yet
@@ -187,6 +188,7 @@ cdef struct Request:
     uint16_t zero_copy_index   # slot of the kernel's own pages, if zero_copy
     uint16_t zero_copy         # the data of this READ or WRITE is not in the payload
     uint16_t interrupted
+    uint16_t settled           # what is told of suid and sgid is no state between two
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
     uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile
     int result

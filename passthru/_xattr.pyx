@@ -129,6 +129,12 @@ cdef bint unchecked(const char *name) noexcept nogil:
         strcmp(name, "system.posix_acl_default") != 0
 
 
+cdef bint may_give(Request *r, const char *name) noexcept nogil:
+    """File capabilities: the kernel asks a user namespace's root too, by an owner that it may know from long ago."""
+    return strcmp(name, "security.capability") != 0 or not server_of(r).config.identity or r.h.uid == 0 \
+        or sys_is_capable(r.h.pid, CAP_SETFCAP)
+
+
 cdef int op_setxattr(Request *r) noexcept nogil:
     cdef fuse_setxattr_in *arg = <fuse_setxattr_in *> r.op_in
     cdef uint32_t at = 0
@@ -144,6 +150,8 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
     if unchecked(name):
         return -EOPNOTSUPP
+    if not may_give(r, name):
+        return -EPERM
     fd = parent_of(r, &i)
     if fd < 0:
         return fd
@@ -153,7 +161,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         if n < 0:
             inode_unpin(i)
             return <int> n
-    taken = owner_take(r, fd, NO_ID) if is_acl(name) else 0
+    taken = owner_take(r, fd, False, NO_ID) if is_acl(name) else 0
     n = taken
     if taken >= 0:
         n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
@@ -180,11 +188,13 @@ cdef int op_removexattr(Request *r) noexcept nogil:
         return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
     if unchecked(name):
         return -EOPNOTSUPP
+    if not may_give(r, name):
+        return -EPERM
     fd = parent_of(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
-    taken = owner_take(r, fd, NO_ID) if is_acl(name) else 0
+    taken = owner_take(r, fd, False, NO_ID) if is_acl(name) else 0
     n = taken
     if taken >= 0:
         n = -errno if removexattr(path, name) < 0 else 0

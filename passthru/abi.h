@@ -603,19 +603,22 @@ static inline int sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, 
 		(sys_same_users(tid) || (sys_id_known(tid, "uid_map", uid) && sys_id_known(tid, "gid_map", gid)));
 }
 
-/* Is a group among the supplementary ones of that thread? 1 also if that cannot be found out. */
+/* Is a group among the supplementary ones of that thread? 0 also if that cannot be found out. */
 static inline int sys_in_group(uint32_t tid, uint32_t gid)
 {
-	char line[32];
+	char word[32];
 	unsigned group;
-	int in = 0, at = 0;
+	int in = 0, c = 0;
 	FILE *f = tid ? sys_proc_open(tid, "status") : NULL;
 	if (!f)
-		return 1;
-	while (!at && fscanf(f, "%31s", line) == 1)
-		at = strcmp(line, "Groups:") == 0;
-	while (at && !in && fscanf(f, "%u", &group) == 1)
-		in = group == gid;
+		return 0;
+	/* The line's first word counts only: a process may have any name, and that stands in a line before. */
+	while (c != EOF && fscanf(f, "%31s", word) == 1 && strcmp(word, "Groups:") != 0)
+		while ((c = fgetc(f)) != EOF && c != '\n')
+			;
+	if (!feof(f) && c != EOF)
+		while (!in && fscanf(f, "%u", &group) == 1)
+			in = group == gid;
 	fclose(f);
 	return in;
 }

@@ -5,14 +5,14 @@ import pytest
 
 from passthru import _server, _testing
 
-LINE = "36 35 {device} / /mnt {options} shared:1 - {kind} source {more}"
+LINE = "36 35 {device} / /mnt {options} shared:1 - {kind} {source} {more}"
 FOREIGN, REMOTE, MEMORY, STACKED = 64, 4, 2, 16
 
 
-def facts(tmp_path, kind: str, device: str = "0:40", options: str = "rw", more: str = "rw") -> int:
+def facts(tmp_path, kind: str, device: str = "0:40", options: str = "rw", more: str = "rw", source="source") -> int:
     table = tmp_path / "mountinfo"
     table.write_text("35 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-                     + LINE.format(device=device, options=options, kind=kind, more=more) + "\n")
+                     + LINE.format(device=device, options=options, kind=kind, source=source, more=more) + "\n")
     fd = os.open(table, os.O_RDONLY)
     try:
         return _testing.mount_facts(fd, 36)
@@ -38,7 +38,7 @@ def test_data(tmp_path, kind, device, flags):
 
 @pytest.mark.parametrize("kind, more, foreign", [
     ("fuse.sshfs", "rw,user_id=1000,group_id=1000", True), ("fuse.glusterfs", "rw,user_id=0,group_id=0", False),
-    ("fuse", "rw", True), ("fuseblk", "rw,user_id=0,group_id=0", False)])
+    ("fuse.user_id=0,x", "rw,user_id=1000,group_id=1000", True), ("fuse", "rw", True), ("fuseblk", "rw,user_id=0,group_id=0", False)])
 def test_whose_fuse(tmp_path, kind, more, foreign):
     assert facts(tmp_path, kind, more=more) == REMOTE | FOREIGN * foreign
 
@@ -47,3 +47,7 @@ def test_whose_fuse(tmp_path, kind, more, foreign):
     ("rw,nosuid,relatime", _server.NOSUID), ("ro,nodev,noexec", _server.NODEV | _server.NOEXEC), ("rw,nosuidx", 0)])
 def test_mount_flags(tmp_path, options, flags):
     assert facts(tmp_path, "ext4", "8:2", options=options) == flags
+
+
+def test_source_says_nothing(tmp_path):
+    assert facts(tmp_path, "fuse.x", more="rw,user_id=1000,group_id=1000", source="user_id=0,allow_other") & FOREIGN
