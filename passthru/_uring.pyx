@@ -1,5 +1,5 @@
 """io_uring set-up and tear-down (io_uring_setup(2), io_uring_register(2))."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
@@ -7,7 +7,38 @@ from passthru._libc cimport *
 
 cdef enum:
     FLAGS = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
-        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP
+        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED
+    OPS = 8
+    REGISTERS = 4
+
+cdef struct Restriction:       # struct io_uring_restriction
+    uint16_t kind
+    uint8_t what
+    uint8_t resv
+    uint32_t resv2[3]
+
+# All that is ever asked of a ring. The system calls' filter does not see what is asked by one.
+cdef uint8_t *MAY_DO = [IORING_OP_NOP, IORING_OP_FSYNC, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED,
+                        IORING_OP_FALLOCATE, IORING_OP_READ, IORING_OP_WRITE, IORING_OP_URING_CMD]
+cdef uint8_t *MAY_REGISTER = [IORING_REGISTER_PERSONALITY, IORING_REGISTER_BUFFERS2, IORING_REGISTER_BUFFERS_UPDATE,
+                              IORING_REGISTER_IOWQ_MAX_WORKERS]
+
+
+cdef int restrict(int fd) noexcept nogil:
+    """Enable a ring for that only, for good (IORING_REGISTER_RESTRICTIONS, Linux 5.10). 0 or -errno."""
+    cdef Restriction r[OPS + REGISTERS + 1]
+    cdef unsigned n
+    memset(r, 0, sizeof(r))
+    for n in range(REGISTERS):
+        r[n].kind = IORING_RESTRICTION_REGISTER_OP
+        r[n].what = MAY_REGISTER[n]
+    for n in range(OPS):
+        r[REGISTERS + n].kind = IORING_RESTRICTION_SQE_OP
+        r[REGISTERS + n].what = MAY_DO[n]
+    r[REGISTERS + OPS].kind = IORING_RESTRICTION_SQE_FLAGS_ALLOWED
+    r[REGISTERS + OPS].what = IOSQE_IO_LINK | IOSQE_ASYNC | IOSQE_CQE_SKIP_SUCCESS
+    cdef int failed = sys_io_uring_register(fd, IORING_REGISTER_RESTRICTIONS, r, OPS + REGISTERS + 1)
+    return failed if failed < 0 else sys_io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
 
 
 cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
@@ -17,7 +48,7 @@ cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
     """
     cdef io_uring_params p
     cdef char *m
-    cdef int fd
+    cdef int fd, failed
     cdef unsigned i
     cdef size_t sq_len, cq_len
     cdef uint32_t *array
@@ -33,6 +64,10 @@ cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
             or not p.features & IORING_FEAT_NODROP:
         uring_close(u)
         return -EOPNOTSUPP
+    failed = restrict(fd)
+    if failed < 0:
+        uring_close(u)
+        return failed
     sq_len = p.sq_off.array + p.sq_entries * sizeof(uint32_t)
     cq_len = p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe)
     u.ring_len = sq_len if sq_len > cq_len else cq_len

@@ -11,7 +11,7 @@ from . import commands, log, sd_notify
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError
 from .session import run
-from .stdio import quiet, standard_files
+from .stdio import close_inherited, quiet, standard_files
 
 
 def background(
@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PassthruError as e:
         log.error(str(e))
         return e.exit_code
+    except KeyboardInterrupt:
+        return 130
     except Exception as e:  # a fault of ours: the same form as in the background
         if "-d" in argv or "--debug" in argv:
             raise
@@ -119,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def script() -> None:
     """`passthru` and `python -m passthru`. Ends without the interpreter's teardown when a mount was served."""
     standard_files()
+    if not (len(sys.argv) > 1 and sys.argv[1] in commands.COMMANDS):
+        close_inherited()  # by an fd of another filesystem, or namespace, all of that could be reached
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -50,7 +50,10 @@ class Keeper:
         with self._lock:
             if self._socket.fileno() < 0:
                 raise OSError(errno.EPIPE, "the keeper has been dismissed")
-            socket.send_fds(self._socket, [json.dumps(words).encode()], fds)
+            try:
+                socket.send_fds(self._socket, [json.dumps(words).encode()], fds)
+            except BrokenPipeError:
+                raise OSError(errno.EPIPE, "the daemon's keeper has ended") from None
             data, got, _, _ = socket.recv_fds(self._socket, PACKET, 1)
         if not data:
             raise OSError(errno.EPIPE, "the daemon's keeper has ended")
@@ -123,6 +126,7 @@ class _Server:
             if not data:
                 if self._auto and self._mount_id >= 0:
                     mounting.detach(self._target, self._mount_id, self._root)
+                    self._dismiss_asked()
                 return
             fd = -1
             try:

@@ -7,7 +7,6 @@ The exit codes are mount(8)'s, which hands them on.
 
 from __future__ import annotations
 
-import contextlib
 import getopt
 import os
 import sys
@@ -19,7 +18,7 @@ from . import options as opts
 from ._version import VERSION
 from .cli import background, foreground
 from .errors import PassthruError, UsageError
-from .stdio import standard_files
+from .stdio import close_inherited, standard_files
 
 USAGE = "usage: mount.passthru SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE] [--foreground]"
 SWITCHES = (
@@ -130,14 +129,6 @@ def in_namespace(path: str, act: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def close_inherited() -> None:
-    """A daemon keeps nothing open of whoever ran mount: a lock's file, a pipe's end."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with contextlib.suppress(OSError):  # the listing's own
-                os.close(int(name))
 
 
 def options_of(call: Call) -> opts.Options:

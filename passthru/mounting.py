@@ -226,7 +226,7 @@ def _umount(target: str, mount_id: int, flags: int) -> bool:
 def detach(target: str, mount_id: int, root: bool) -> None:
     """Take the mount of a daemon that has gone away from `target`, busy or not. Raises OSError."""
     here = mounted_at(target)
-    if here is None or here.mount_id != mount_id:
+    if here is None or here.mount_id != mount_id or not here.fstype.startswith("fuse"):
         return
     if root:
         _umount(target, mount_id, UMOUNT_NOFOLLOW | MNT_DETACH)
@@ -245,7 +245,8 @@ def unmount(target: str, mount_id: int, root: bool, *, lazy: bool = True) -> str
     nothing is done. NOT_THERE: unmounted, moved or covered by somebody else. Raises OSError.
     """
     here = mounted_at(target)
-    if here is None or here.mount_id != mount_id:
+    # Numbers are used again: what is no FUSE mount is not ours.
+    if here is None or here.mount_id != mount_id or not here.fstype.startswith("fuse"):
         return NOT_THERE
     if root:
         try:

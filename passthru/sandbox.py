@@ -205,6 +205,12 @@ class Sandbox:
 
     def _separate(self, source: Source) -> int:
         """A namespace of our own; the source by its name there."""
+        if not source.directory:  # by the mount where it lies all of this namespace could be reached
+            tree = _sys.clone_mount(source.fd, 0, 0, False)
+            self.know(tree)
+            own = reopen(tree, os.O_RDONLY)
+            os.dup2(own, source.fd, inheritable=False)
+            os.close(own)
         _confine.own_mounts()
         # Copies of what others serve would keep that from ending, if it is not told to them when it is unmounted.
         top = os.path.realpath(self._options.source) + "/"
@@ -270,6 +276,7 @@ class Sandbox:
         if self.level == NONE:
             return
         self._kept = mask(*KEPT)
+        self._bounds = capabilities.capable(capabilities.CAP_SETPCAP)
         self._name = Path("/proc/self/comm").read_text().strip()
         if os.path.isdir(SMACK):  # its labels are extended attributes, and it has a say in each access
             self._kept |= mask(capabilities.CAP_MAC_OVERRIDE, capabilities.CAP_MAC_ADMIN)
@@ -406,8 +413,8 @@ class Sandbox:
                 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
                     if int(said[name], 16) & ~self._kept:
                         return f"thread {tid} ({said['Name']}) has {name} {said[name]}"
-                # An ordinary user's daemon cannot change its bounding set, which no_new_privs makes void.
-                if int(said["CapPrm"], 16) and int(said["CapBnd"], 16) & ~self._kept:
+                # Without CAP_SETPCAP the bounding set stays as it is; no_new_privs makes it void.
+                if self._bounds and int(said["CapPrm"], 16) and int(said["CapBnd"], 16) & ~self._kept:
                     return f"thread {tid} ({said['Name']}) has CapBnd {said['CapBnd']}"
                 for name, value in wanted.items():
                     if said[name] != value:

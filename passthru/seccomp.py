@@ -26,17 +26,20 @@ CLONE_FS = 0x200
 PROT_EXEC = 4
 PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 15, 16, 23, 24, 38
 PR_CAP_AMBIENT, PR_SET_VMA = 47, 0x53564D41
+# fcntl(2): copies, flags, locks, the size of pipes. Not whom a signal is sent to: that may be any process.
+FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1031, 1032)
+URING_REGISTERS = (9, 15, 16, 19)  # personalities, buffers, the number of workers; see _uring.pyx
 
 # Files: by fd, or by a name below the directory of an fd.
 FILES = (
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range dup dup2 dup3"
-    " fcntl flock open openat openat2 stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2"
+    " flock open openat openat2 stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2"
     " readlink readlinkat getdents64 mkdirat mknodat symlinkat linkat unlinkat renameat2 fchmod fchmodat fchmodat2"
     " fchown fchownat utimensat truncate ftruncate fallocate fsync fdatasync syncfs sync_file_range copy_file_range"
     " fadvise64 readahead umask getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr setxattr lsetxattr"
     " fsetxattr removexattr lremovexattr"
     " fremovexattr setxattrat getxattrat listxattrat removexattrat file_getattr file_setattr"
-    " name_to_handle_at open_tree statmount listmount").split()
+    " name_to_handle_at open_tree").split()
 # Acting as callers, and asking what they may.
 IDENTITY = (
     "setfsuid setfsgid setgroups capget capset getuid geteuid getgid getegid getgroups getresuid getresgid").split()
@@ -46,11 +49,11 @@ RUNTIME = (
     " sched_getaffinity sched_setaffinity gettid getpid getppid getcpu rt_sigprocmask rt_sigreturn rt_sigpending"
     " rt_sigtimedwait sigaltstack restart_syscall nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday"
     " time timerfd_create timerfd_settime timerfd_gettime poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait"
-    " epoll_pwait epoll_pwait2 eventfd2 pipe2 memfd_create getrandom uname sysinfo getrlimit prlimit64 getrusage times"
+    " epoll_pwait epoll_pwait2 eventfd2 pipe2 memfd_create getrandom uname sysinfo getrlimit getrusage times"
     " wait4 waitid exit exit_group").split()
 # Rings and sockets that are there already: no new one can be made or connected.
 THERE = (
-    "io_uring_enter io_uring_register sendto sendmsg recvfrom recvmsg accept accept4 getsockopt getsockname getpeername"
+    "io_uring_enter sendto sendmsg recvfrom recvmsg accept accept4 getsockopt getsockname getpeername"
     " setsockopt shutdown").split()
 
 IOCTLS = {
@@ -85,6 +88,9 @@ def rules(pid: int) -> dict[str, Rule]:
     found = {name: Rule() for name in [*FILES, *IDENTITY, *RUNTIME, *THERE]}
     found.update({
         "ioctl": Rule(tuple(When(1, request) for request in IOCTLS.values())),
+        "fcntl": Rule(tuple(When(1, command) for command in FCNTLS)),
+        "io_uring_register": Rule(tuple(When(1, opcode) for opcode in URING_REGISTERS)),
+        "prlimit64": Rule((When(0, 0),)),  # its own limits
         # No new code: neither mapped nor made out of data.
         "mmap": Rule((When(2, 0, PROT_EXEC),)),
         "mprotect": Rule((When(2, 0, PROT_EXEC),)),

@@ -32,6 +32,7 @@ from .source import Source, open_source
 PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 SWEEP = 2.0  # seconds
+LEAST_FDS = 128
 ELSEWHERE = 2.0  # seconds that the connection may outlive the mount that a signal has ended
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
@@ -256,6 +257,8 @@ class Session:
         self._check_size()
         self._check_max_write()
         raise_fd_limit()
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < LEAST_FDS:
+            raise PassthruError(f"a limit of fewer than {LEAST_FDS} open files is too low (ulimit -n)")
         self._want_ring()
         self.possible = len(possible_cpus())
         try:
@@ -768,8 +771,10 @@ class Session:
         for reader in self.readers:
             reader.join()
         self.core.stop()
-        with contextlib.suppress(OSError):  # after an abort the dead mount is still there
-            self._take_away()
+        # After an abort the dead mount is still there. After an unmount it may be somebody else's, of the same number.
+        if any(reader.ended_by != errno.ENODEV for reader in self.readers):
+            with contextlib.suppress(OSError):
+                self._take_away()
         for queue in self.queues:
             queue.go.set()
             while queue.is_alive():

@@ -1,6 +1,7 @@
 """The standard files of a process that goes to the background."""
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -32,3 +33,11 @@ def standard_files() -> None:
         sys.stdout = open(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)
+
+
+def close_inherited() -> None:
+    """A daemon keeps nothing open of whoever ran mount: a lock's file, a pipe's end."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))

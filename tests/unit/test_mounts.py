@@ -38,7 +38,8 @@ def test_data(tmp_path, kind, device, flags):
 
 @pytest.mark.parametrize("kind, more, foreign", [
     ("fuse.sshfs", "rw,user_id=1000,group_id=1000", True), ("fuse.glusterfs", "rw,user_id=0,group_id=0", False),
-    ("fuse.user_id=0,x", "rw,user_id=1000,group_id=1000", True), ("fuse", "rw", True), ("fuseblk", "rw,user_id=0,group_id=0", False)])
+    ("fuse.user_id=0,x", "rw,user_id=1000,group_id=1000", True), ("fuse", "rw", True),
+    ("fuseblk", "rw,user_id=0,group_id=0", False)])
 def test_whose_fuse(tmp_path, kind, more, foreign):
     assert facts(tmp_path, kind, more=more) == REMOTE | FOREIGN * foreign
 
