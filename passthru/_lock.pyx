@@ -41,6 +41,7 @@ cdef extern from "abi.h" nogil:
 cdef enum:
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end
     LONGEST_CYCLE = 11  # as in the kernel
+    PROBING_NS = 1000000  # for so long one search asks, and
     PROBES = 4096       # questions that a search for holders may ask the source
     HOLDERS = 4096      # a power of two
     LEASED = -0x10000002  # lock_now(): somebody has a lease, and the file's open would wait
@@ -379,6 +380,7 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
     """
     cdef Table *t = table_of(s, node)
     cdef Owner *o
+    cdef uint64_t until = now_ns() + PROBING_NS
     cdef flock probe
     cdef int64_t end = TO_THE_END if fl.l_len == 0 else fl.l_start + fl.l_len - 1
     cdef unsigned likely = 0
@@ -387,7 +389,7 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
         return False  # asking would wait
     spin_lock(&t.lock)  # F_OFD_GETLK of a local file does not wait
     o = t.first
-    while o != NULL and not found and probes[0]:
+    while o != NULL and not found and probes[0] and now_ns() < until:  # each goes along all locks of the file
         if o.node == node and o.low <= fl.l_start and o.high >= end:
             probes[0] -= 1
             probe = fl[0]

@@ -24,6 +24,7 @@ from .capabilities import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN
 from .stdio import quiet
 
 PACKET = 8192
+PATIENCE = 15.0  # seconds
 PATHS = {"journal": log.JOURNAL, "syslog": log.SYSLOG}
 
 
@@ -44,6 +45,7 @@ class Keeper:
                 _Server(theirs, target, target_fd, files, auto_unmount).serve()
             os._exit(0)
         theirs.close()
+        self._socket.settimeout(PATIENCE)
 
     def _ask(self, *words: Any, fds: tuple[int, ...] = ()) -> tuple[Any, int]:
         """(result, fd or -1). Raises OSError: what went wrong there, or EPIPE: it has gone."""
@@ -52,9 +54,11 @@ class Keeper:
                 raise OSError(errno.EPIPE, "the keeper has been dismissed")
             try:
                 socket.send_fds(self._socket, [json.dumps(words).encode()], fds)
+                data, got, _, _ = socket.recv_fds(self._socket, PACKET, 1)
             except BrokenPipeError:
                 raise OSError(errno.EPIPE, "the daemon's keeper has ended") from None
-            data, got, _, _ = socket.recv_fds(self._socket, PACKET, 1)
+            except TimeoutError:
+                raise OSError(errno.ETIMEDOUT, "the daemon's keeper does not answer") from None
         if not data:
             raise OSError(errno.EPIPE, "the daemon's keeper has ended")
         result, *error = json.loads(data)
@@ -82,11 +86,14 @@ class Keeper:
     def dismiss(self) -> None:
         """End it: the mount has been taken away, or never came; the files go. May be called again."""
         if self._socket.fileno() >= 0:
-            with contextlib.suppress(OSError):
+            hangs = False
+            try:
                 self._ask("dismiss")
+            except OSError as e:
+                hangs = e.errno == errno.ETIMEDOUT
             self._socket.close()
             with contextlib.suppress(OSError):
-                os.waitpid(self._pid, 0)
+                os.waitpid(self._pid, os.WNOHANG if hangs else 0)
 
 
 class _Server:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from .options import Options
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
 MOUNT_ATTR_ATIME_MODE = 0x70
 MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 0x20, 0x80, 0x200000
+SYNC_TIME = 1.0  # seconds, for writing what a busy mount holds
 LONGEST_STRING = 255  # of fsconfig(2)
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
@@ -235,6 +237,13 @@ def detach(target: str, mount_id: int, root: bool) -> None:
             [shutil.which("fusermount3") or "fusermount3", "-u", "-z", "-q", "--", target], check=False)
 
 
+def _sync(target: str) -> None:
+    """Have what the mount's page cache holds written, as far as the source answers."""
+    thread = threading.Thread(target=_sys.sync_mount, args=(os.fsencode(target),), daemon=True)
+    thread.start()
+    thread.join(SYNC_TIME)
+
+
 UNMOUNTED, DETACHED, NOT_THERE = "unmounted", "detached", "not there"
 
 
@@ -256,7 +265,7 @@ def unmount(target: str, mount_id: int, root: bool, *, lazy: bool = True) -> str
                 return NOT_THERE
             if e.errno != errno.EBUSY or not lazy:
                 raise
-        _sys.sync_mount(os.fsencode(target))
+        _sync(target)
         return DETACHED if _umount(target, mount_id, UMOUNT_NOFOLLOW | MNT_DETACH) else NOT_THERE
     program = shutil.which("fusermount3") or "fusermount3"
     if subprocess.run([program, "-u", "-q", "--", target], check=False).returncode == 0:
@@ -266,6 +275,6 @@ def unmount(target: str, mount_id: int, root: bool, *, lazy: bool = True) -> str
         return NOT_THERE
     if not lazy:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
-    _sys.sync_mount(os.fsencode(target))
+    _sync(target)
     subprocess.run([program, "-u", "-z", "-q", "--", target], check=False)
     return DETACHED

@@ -33,6 +33,7 @@ PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 POOL_THREADS = 64
 SWEEP = 2.0  # seconds
 LEAST_FDS = 128
+HANGING = 5.0  # seconds that threads may take to end which the source does not answer
 ELSEWHERE = 2.0  # seconds that the connection may outlive the mount that a signal has ended
 PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
@@ -204,6 +205,8 @@ class Session:
         self.control: Control | None = None
         self.mountinfo = -1
         self.end_by: float | None = None
+        self.elsewhere = False
+        self.abort_fd = -1
         self.housekeeper: Housekeeper | None = None
         self.core: _server.ServerCore
 
@@ -461,6 +464,10 @@ class Session:
         """Give up what is not needed any more."""
         if _server.DEBUG:
             from . import stats  # noqa: F401  for _check_level()
+        with contextlib.suppress(OSError):  # without it, a source that hangs may keep clients as well
+            self.abort_fd = os.open(
+                f"/sys/fs/fuse/connections/{os.minor(self.fuse_dev)}/abort", os.O_WRONLY | os.O_CLOEXEC)
+            self.sandbox.know(self.abort_fd)
         if self.sandbox.level in (SECCOMP, NAMESPACE):
             with contextlib.suppress(OSError):  # it is said when they are wanted
                 self.background_fds = self._open_background()
@@ -690,10 +697,11 @@ class Session:
             left = None if self.end_by is None else max(0, int((self.end_by - time.monotonic()) * 1000))
             ready = poll.poll(left)
             if left is not None and time.monotonic() >= (self.end_by or 0):
-                # Told to end, and unmounted; but a copy of the mount lives (mount --bind, another namespace).
-                log.warning(f"{self.target} is mounted elsewhere as well: what is done there gets errors")
-                self.core.stop()
-                self._wake()
+                if self.elsewhere:
+                    # Told to end, and unmounted; but a copy of the mount lives (mount --bind, another namespace).
+                    log.warning(f"{self.target} is mounted elsewhere as well: what is done there gets errors")
+                    self.core.stop()
+                    self._wake()
                 break
             for fd, _ in ready:
                 if fd == self.wake_read:
@@ -745,12 +753,13 @@ class Session:
             log.error(f"unmount {self.target}: {reason(e)}")
             how = mount.NOT_THERE
         if how == mount.UNMOUNTED:
-            self.end_by = time.monotonic() + ELSEWHERE
+            self.end_by, self.elsewhere = time.monotonic() + ELSEWHERE, True
             return
         if how == mount.DETACHED:
             log.warning(f"{self.target} is busy: detached, what is still open there gets errors")
         self.core.stop()
         self._wake()
+        self.end_by, self.elsewhere = time.monotonic() + HANGING, False
 
     def _take_away(self) -> str:
         if self.keeper is not None:
@@ -760,7 +769,8 @@ class Session:
     def _wake(self) -> None:
         for queue in self.queues:
             queue.thread.wake()
-        while any(r.is_alive() for r in self.readers):
+        end = time.monotonic() + HANGING
+        while any(r.is_alive() for r in self.readers) and time.monotonic() < end:
             for reader in self.readers:
                 reader.thread.wake()  # a signal is lost if read(2) has not begun
                 reader.join(0.01)
@@ -768,8 +778,9 @@ class Session:
     def finish(self) -> None:
         """Join all threads, free everything. What the kernel may still write to is left to exit(2)."""
         self._stops()
+        end = time.monotonic() + HANGING
         for reader in self.readers:
-            reader.join()
+            reader.join(max(0.0, end - time.monotonic()))
         self.core.stop()
         # After an abort the dead mount is still there. After an unmount it may be somebody else's, of the same number.
         if any(reader.ended_by != errno.ENODEV for reader in self.readers):
@@ -777,19 +788,28 @@ class Session:
                 self._take_away()
         for queue in self.queues:
             queue.go.set()
-            while queue.is_alive():
+            while queue.is_alive() and time.monotonic() < end:
                 queue.thread.wake()
                 queue.join(0.05)
         if self.housekeeper is not None:
             self.housekeeper.over.set()
-            self.housekeeper.join()  # it waits for no filesystem: what it closes is no open file's last fd
-        if _server.DEBUG and not self.core.hangs:
+            self.housekeeper.join(max(0.1, end - time.monotonic()))
+        self._abort()
+        threads: list[threading.Thread | None] = [*self.readers, *self.queues, self.housekeeper]
+        hang = any(thread is not None and thread.is_alive() for thread in threads)
+        if _server.DEBUG and not self.core.hangs and not hang:
             self._check_level()
-        if not self.core.close():
+        if hang or not self.core.close():
             log.warning(f"{self.target}: the source does not answer; what waits for it is given up")
         for queue in self.queues:
             queue.thread.release()
         self._leave()
+
+    def _abort(self) -> None:
+        """Nobody waits for answers any more: what is closed next may hang, and who has files open here is not to."""
+        if self.abort_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self.abort_fd, b"1")
 
     def _check_level(self) -> None:
         """Debug builds: what was taken has been given back."""
