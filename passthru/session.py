@@ -463,6 +463,7 @@ class Session:
     def _confine(self) -> None:
         """Give up what is not needed any more."""
         if _server.DEBUG:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would have threads that we do not know
             from . import stats  # noqa: F401  for _check_level()
         with contextlib.suppress(OSError):  # without it, a source that hangs may keep clients as well
             self.abort_fd = os.open(
