@@ -231,8 +231,8 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
         elif valid & FATTR_MTIME:
             ts[1].tv_sec = <int64_t> arg.mtime
             ts[1].tv_nsec = arg.mtimensec
-        # Who may write may set them to now, an owner to any time.
-        taken = owner_take(r, fd, False, NO_ID) if valid & (FATTR_ATIME | FATTR_MTIME) and not valid & FATTR_SIZE and (
+        # Who may write may set them to now, an owner to any time. With --writeback the kernel sets them for writers.
+        taken = owner_take(r, fd, False, NO_ID) if not server_of(r).config.writeback and not valid & FATTR_SIZE and (
             (valid & FATTR_ATIME and not valid & FATTR_ATIME_NOW) or
             (valid & FATTR_MTIME and not valid & FATTR_MTIME_NOW)) else 0
         if taken < 0:

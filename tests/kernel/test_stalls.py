@@ -354,8 +354,8 @@ def test_others_go_on(mount, place, name):
 def test_whole_source(mount, place, name):
     """The source itself stalls in one kind of request: what asks for others goes on.
 
-    Not CREATE, UNLINK and kin: the kernel holds the directory's lock meanwhile, and a fresh name of it waits in the bare
-    source too.
+    Not CREATE, UNLINK and kin: the kernel holds the directory's lock meanwhile, and a fresh name of it waits in the
+    bare source too.
     """
     op, ask = OPCODE.get(name, name), ASKS[name]
     needs: dict[str, tuple[Callable[[str, int], object], Sequence[str]]] = {
