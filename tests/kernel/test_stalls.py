@@ -380,6 +380,7 @@ def test_whole_source(mount, place, name):
         pytest.fail("\n".join(problems), pytrace=False)
 
 
+@pytest.mark.xfail(reason="the process stays until the server has gone; its mount and all clients are rid of it before")
 @pytest.mark.parametrize("name", ["the mountpoint", "LOOKUP", "GETATTR", "OPEN", "READ", "FSYNC", "SETLKW", "STATFS"])
 def test_server_that_reads_nothing(mount, place, name):
     """It has been stopped: who waits for it can be killed, and so the daemon goes while it is still stopped."""
