@@ -232,6 +232,17 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
     return node
 
 
+cdef int64_t known_as(Request *r, unsigned fs, int fd, statx *stx) noexcept nogil:
+    """The nodeid of what an O_PATH fd is, in a row of which the caller was a user; both are taken over. Or -ENOMEM."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef uint32_t node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
+    fs_put(t, fs)
+    if not node:
+        return -ENOMEM
+    r.ctx.stats.lookups += 1
+    return node
+
+
 cdef int64_t other_inode(Request *r, int fd, statx *stx) noexcept nogil:
     """The nodeid of what an O_PATH fd is, which it takes over, by the row of its filesystem; else as child_lookup().
 
@@ -239,19 +250,13 @@ cdef int64_t other_inode(Request *r, int fd, statx *stx) noexcept nogil:
     """
     cdef InodeTable *t = &server_of(r).inodes
     cdef statx number
-    cdef uint32_t node
     cdef int fs = fs_get(t, stx)
     if fs < 0 and c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &number) == 0:
         fs = fs_add(t, stx, fd, number.stx_mnt_id, mount_facts(t.mountinfo, fd, number.stx_mnt_id, stx))
     if fs < 0:
         close(fd)
         return fs
-    node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
-    fs_put(t, fs)
-    if not node:
-        return -ENOMEM
-    r.ctx.stats.lookups += 1
-    return node
+    return known_as(r, <unsigned> fs, fd, stx)
 
 
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
@@ -306,12 +311,7 @@ cdef int64_t cross(Request *r, Inode *parent, int parent_fd, const char *name, s
             return fs
         if stx.stx_mode & S_IFMT == S_IFDIR:
             fs_placed(t, fs, <uint32_t> r.h.nodeid, name)
-    node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
-    fs_put(t, fs)
-    if not node:
-        return -ENOMEM
-    r.ctx.stats.lookups += 1
-    return node
+    return known_as(r, <unsigned> fs, fd, stx)
 
 
 cdef bint served(Server *s, uint32_t flags, statx *stx) noexcept nogil:
