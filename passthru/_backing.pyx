@@ -140,12 +140,7 @@ cdef void backings_sweep(Server *s) noexcept nogil:
             atomic_seti(&i.backing, 0)
             atomic_sub32(&i.pins, EVICTING)
             backing_close(s, old)
-    spin_lock(&c.lock)
-    while c.used and not c.nodes[c.used - 1]:
-        c.used -= 1
-    if c.hand >= c.used:
-        c.hand = 0
-    spin_unlock(&c.lock)
+    cache_trim(c)
 
 
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil:

@@ -154,6 +154,7 @@ cdef struct Handle:
 cdef unsigned stx_mask() noexcept nogil
 cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil
 cdef void table_destroy(InodeTable *t) noexcept nogil
+cdef void cache_trim(FdCache *c) noexcept nogil
 cdef void table_sweep(InodeTable *t) noexcept nogil
 cdef void mounts_changed(InodeTable *t) noexcept nogil
 cdef int fs_get(InodeTable *t, statx *stx) noexcept nogil

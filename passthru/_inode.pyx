@@ -434,6 +434,16 @@ cdef bint removed(int fd) noexcept nogil:
     return c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &stx) == 0 and stx.stx_nlink == 0
 
 
+cdef void cache_trim(FdCache *c) noexcept nogil:
+    """After a sweep: slots at the end that are empty are not looked at again."""
+    spin_lock(&c.lock)
+    while c.used and not c.nodes[c.used - 1]:
+        c.used -= 1
+    if c.hand >= c.used:
+        c.hand = 0
+    spin_unlock(&c.lock)
+
+
 cdef void sweep_fds(InodeTable *t) noexcept nogil:
     """Close cached fds that were not used since the last sweep: those of removed files, which keep their space,
     and all below submounts, which they keep mounted."""
@@ -457,12 +467,7 @@ cdef void sweep_fds(InodeTable *t) noexcept nogil:
         i.slot = 0
         spin_unlock(&c.lock)
         evict(i)
-    spin_lock(&c.lock)
-    while c.used and not c.nodes[c.used - 1]:
-        c.used -= 1
-    if c.hand >= c.used:
-        c.hand = 0
-    spin_unlock(&c.lock)
+    cache_trim(c)
 
 
 cdef void sweep_held(InodeTable *t) noexcept nogil:
