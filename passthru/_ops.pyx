@@ -24,64 +24,32 @@ from passthru._single cimport *
 from passthru._xattr cimport *
 
 cdef struct Operation:
+    const char *name       # NULL: no such opcode
     Handler handler
     uint32_t op_in         # bytes of its first argument
     uint32_t flags
 
-cdef enum:
-    OWN_WAIT = 1           # the handler itself sends what waits away
-
 cdef Operation OPS[ROOTS][FUSE_OPCODES]
 
 
-cdef void op(unsigned opcode, Handler handler, uint32_t op_in, uint32_t flags) noexcept nogil:
+cdef void op(unsigned opcode, const char *name, uint32_t op_in, uint32_t flags, Handler handler) noexcept nogil:
+    """The row of an operation whose handler is the same whatever the root is; with IN_DIRECTORY, a directory only."""
+    cdef Handler single = op_notdir if flags & IN_DIRECTORY else handler
+    op_by_root(opcode, name, op_in, flags, handler, single, single, single)
+
+
+cdef void op_by_root(unsigned opcode, const char *name, uint32_t op_in, uint32_t flags, Handler tree, Handler file,
+                     Handler fixed, Handler device) noexcept nogil:
+    """The row of an operation that has a handler for each kind of root."""
     cdef unsigned root
     for root in range(ROOTS):
-        OPS[root][opcode].handler = handler
+        OPS[root][opcode].name = name
         OPS[root][opcode].op_in = op_in
         OPS[root][opcode].flags = flags
-
-
-cdef void op_for(unsigned root, unsigned opcode, Handler handler) noexcept nogil:
-    """Another handler for that kind of root."""
-    OPS[root][opcode].handler = handler
-
-
-cdef void single_init() noexcept nogil:
-    """What differs where the root is one file."""
-    cdef unsigned root
-    for root in range(ROOT_FILE, ROOTS):
-        op_for(root, FUSE_LOOKUP, op_notdir)
-        op_for(root, FUSE_SYMLINK, op_notdir)
-        op_for(root, FUSE_MKNOD, op_notdir)
-        op_for(root, FUSE_MKDIR, op_notdir)
-        op_for(root, FUSE_UNLINK, op_notdir)
-        op_for(root, FUSE_RMDIR, op_notdir)
-        op_for(root, FUSE_RENAME, op_notdir)
-        op_for(root, FUSE_RENAME2, op_notdir)
-        op_for(root, FUSE_LINK, op_notdir)
-        op_for(root, FUSE_CREATE, op_notdir)
-        op_for(root, FUSE_TMPFILE, op_notdir)
-        op_for(root, FUSE_OPENDIR, op_notdir)
-        op_for(root, FUSE_READDIR, op_notdir)
-        op_for(root, FUSE_READDIRPLUS, op_notdir)
-        op_for(root, FUSE_FSYNCDIR, op_notdir)
-        op_for(root, FUSE_SYNCFS, op_sync_root)
-    for root in range(ROOT_FIXED, ROOTS):
-        # copy_file_range(2) knows no end and no devices: the kernel reads and writes instead.
-        op_for(root, FUSE_COPY_FILE_RANGE, op_unknown)
-        op_for(root, FUSE_COPY_FILE_RANGE_64, op_unknown)
-    op_for(ROOT_FIXED, FUSE_OPEN, op_open_fixed)
-    op_for(ROOT_FIXED, FUSE_SETATTR, op_setattr_fixed)
-    op_for(ROOT_FIXED, FUSE_WRITE, op_write_fixed)
-    op_for(ROOT_FIXED, FUSE_FALLOCATE, op_fallocate_fixed)
-    op_for(ROOT_DEVICE, FUSE_OPEN, op_open_device)
-    op_for(ROOT_DEVICE, FUSE_GETATTR, op_getattr_device)
-    op_for(ROOT_DEVICE, FUSE_SETATTR, op_setattr_device)
-    op_for(ROOT_DEVICE, FUSE_STATX, op_statx_device)
-    op_for(ROOT_DEVICE, FUSE_STATFS, op_statfs_device)
-    op_for(ROOT_DEVICE, FUSE_LSEEK, op_lseek_device)
-    op_for(ROOT_DEVICE, FUSE_FALLOCATE, op_fallocate_device)
+    OPS[ROOT_TREE][opcode].handler = tree
+    OPS[ROOT_FILE][opcode].handler = file
+    OPS[ROOT_FIXED][opcode].handler = fixed
+    OPS[ROOT_DEVICE][opcode].handler = device
 
 
 cdef int op_destroy(Request *r) noexcept nogil:
@@ -103,62 +71,108 @@ cdef int op_unknown(Request *r) noexcept nogil:
 
 
 cdef void ops_init(bint null_io) noexcept nogil:
-    """Fill the table, a row for each kind of root. null_io: data is neither read nor written (see _null)."""
-    cdef unsigned n
+    """Fill the table. null_io: data is neither read nor written (see _null).
+
+    A row has all that is known of an operation: its name without FUSE_, the size of its first argument, flags
+    (_ops.pxd says what they mean), and its handler, or one each for a directory, a file, a file of fixed size and
+    a device as the root.
+    """
+    cdef unsigned n, root
     for n in range(FUSE_OPCODES):
-        op(n, op_unknown, 0, OWN_WAIT)
-    op(FUSE_LOOKUP, op_lookup, 0, 0)
-    op(FUSE_FORGET, op_forget, sizeof(fuse_forget_in), OWN_WAIT)
-    op(FUSE_GETATTR, op_getattr, sizeof(fuse_getattr_in), 0)
-    op(FUSE_SETATTR, op_setattr, sizeof(fuse_setattr_in), 0)
-    op(FUSE_READLINK, op_readlink, 0, 0)
-    op(FUSE_SYMLINK, op_symlink, 0, 0)
-    op(FUSE_MKNOD, op_mknod, sizeof(fuse_mknod_in), 0)
-    op(FUSE_MKDIR, op_mkdir, sizeof(fuse_mkdir_in), 0)
-    op(FUSE_UNLINK, op_unlink, 0, 0)
-    op(FUSE_RMDIR, op_rmdir, 0, 0)
-    op(FUSE_RENAME, op_rename, sizeof(fuse_rename_in), 0)
-    op(FUSE_LINK, op_link, sizeof(fuse_link_in), 0)
-    op(FUSE_OPEN, op_open, sizeof(fuse_open_in), 0)
-    op(FUSE_READ, op_read, sizeof(fuse_read_in), OWN_WAIT)
-    op(FUSE_WRITE, op_write, sizeof(fuse_write_in), OWN_WAIT)
-    op(FUSE_STATFS, op_statfs, 0, 0)
-    op(FUSE_RELEASE, op_release, sizeof(fuse_release_in), OWN_WAIT)
-    op(FUSE_FSYNC, op_fsync, sizeof(fuse_fsync_in), OWN_WAIT)
-    op(FUSE_SETXATTR, op_setxattr, sizeof(fuse_setxattr_in), 0)
-    op(FUSE_GETXATTR, op_getxattr, sizeof(fuse_getxattr_in), 0)
-    op(FUSE_LISTXATTR, op_listxattr, sizeof(fuse_getxattr_in), 0)
-    op(FUSE_REMOVEXATTR, op_removexattr, 0, 0)
-    op(FUSE_FLUSH, op_flush, sizeof(fuse_flush_in), OWN_WAIT)
-    op(FUSE_OPENDIR, op_opendir, sizeof(fuse_open_in), 0)
-    op(FUSE_READDIR, op_readdir, sizeof(fuse_read_in), 0)
-    op(FUSE_RELEASEDIR, op_releasedir, sizeof(fuse_release_in), 0)
-    op(FUSE_FSYNCDIR, op_fsyncdir, sizeof(fuse_fsync_in), OWN_WAIT)
-    op(FUSE_GETLK, op_getlk, sizeof(fuse_lk_in), 0)
-    op(FUSE_SETLK, op_setlk, sizeof(fuse_lk_in), OWN_WAIT)
-    op(FUSE_SETLKW, op_setlk, sizeof(fuse_lk_in), OWN_WAIT)
-    op(FUSE_ACCESS, op_access, sizeof(fuse_access_in), 0)
-    op(FUSE_CREATE, op_create, sizeof(fuse_create_in), 0)
-    op(FUSE_INTERRUPT, op_interrupt, sizeof(fuse_interrupt_in), OWN_WAIT)
-    op(FUSE_DESTROY, op_destroy, 0, OWN_WAIT)
-    op(FUSE_IOCTL, op_ioctl, sizeof(fuse_ioctl_in), 0)
-    op(FUSE_NOTIFY_REPLY, op_notify_reply, 0, OWN_WAIT)
-    op(FUSE_BATCH_FORGET, op_batch_forget, sizeof(fuse_batch_forget_in), OWN_WAIT)
-    op(FUSE_FALLOCATE, op_fallocate, sizeof(fuse_fallocate_in), OWN_WAIT)
-    op(FUSE_READDIRPLUS, op_readdirplus, sizeof(fuse_read_in), 0)
-    op(FUSE_RENAME2, op_rename2, sizeof(fuse_rename2_in), 0)
-    op(FUSE_LSEEK, op_lseek, sizeof(fuse_lseek_in), OWN_WAIT)
-    op(FUSE_COPY_FILE_RANGE, op_copy_file_range, sizeof(fuse_copy_file_range_in), OWN_WAIT)
-    op(FUSE_SYNCFS, op_syncfs, sizeof(fuse_syncfs_in), OWN_WAIT)
-    op(FUSE_TMPFILE, op_tmpfile, sizeof(fuse_create_in), 0)
-    op(FUSE_STATX, op_statx, sizeof(fuse_statx_in), 0)
-    op(FUSE_COPY_FILE_RANGE_64, op_copy_file_range, sizeof(fuse_copy_file_range_in), OWN_WAIT)
-    single_init()
+        op(n, NULL, 0, OWN_WAIT, op_unknown)
+    op(FUSE_LOOKUP, "LOOKUP", 0, IN_DIRECTORY | GIVES_ENTRY, op_lookup)
+    op(FUSE_FORGET, "FORGET", sizeof(fuse_forget_in), OWN_WAIT | BY_OPEN_FILE, op_forget)
+    op_by_root(FUSE_GETATTR, "GETATTR", sizeof(fuse_getattr_in), 0,
+               op_getattr, op_getattr, op_getattr, op_getattr_device)
+    op_by_root(FUSE_SETATTR, "SETATTR", sizeof(fuse_setattr_in), 0,
+               op_setattr, op_setattr, op_setattr_fixed, op_setattr_device)
+    op(FUSE_READLINK, "READLINK", 0, 0, op_readlink)
+    op(FUSE_SYMLINK, "SYMLINK", 0, IN_DIRECTORY | GIVES_ENTRY, op_symlink)
+    op(FUSE_MKNOD, "MKNOD", sizeof(fuse_mknod_in), IN_DIRECTORY | GIVES_ENTRY, op_mknod)
+    op(FUSE_MKDIR, "MKDIR", sizeof(fuse_mkdir_in), IN_DIRECTORY | GIVES_ENTRY, op_mkdir)
+    op(FUSE_UNLINK, "UNLINK", 0, IN_DIRECTORY, op_unlink)
+    op(FUSE_RMDIR, "RMDIR", 0, IN_DIRECTORY, op_rmdir)
+    op(FUSE_RENAME, "RENAME", sizeof(fuse_rename_in), IN_DIRECTORY, op_rename)
+    op(FUSE_LINK, "LINK", sizeof(fuse_link_in), IN_DIRECTORY | GIVES_ENTRY, op_link)
+    op_by_root(FUSE_OPEN, "OPEN", sizeof(fuse_open_in), GIVES_HANDLE,
+               op_open, op_open, op_open_fixed, op_open_device)
+    op(FUSE_READ, "READ", sizeof(fuse_read_in), OWN_WAIT | BY_OPEN_FILE, op_read)
+    op_by_root(FUSE_WRITE, "WRITE", sizeof(fuse_write_in), OWN_WAIT | BY_OPEN_FILE,
+               op_write, op_write, op_write_fixed, op_write)
+    op_by_root(FUSE_STATFS, "STATFS", 0, 0, op_statfs, op_statfs, op_statfs, op_statfs_device)
+    op(FUSE_RELEASE, "RELEASE", sizeof(fuse_release_in), OWN_WAIT | BY_OPEN_FILE, op_release)
+    op(FUSE_FSYNC, "FSYNC", sizeof(fuse_fsync_in), OWN_WAIT | BY_OPEN_FILE, op_fsync)
+    op(FUSE_SETXATTR, "SETXATTR", sizeof(fuse_setxattr_in), 0, op_setxattr)
+    op(FUSE_GETXATTR, "GETXATTR", sizeof(fuse_getxattr_in), 0, op_getxattr)
+    op(FUSE_LISTXATTR, "LISTXATTR", sizeof(fuse_getxattr_in), 0, op_listxattr)
+    op(FUSE_REMOVEXATTR, "REMOVEXATTR", 0, 0, op_removexattr)
+    op(FUSE_FLUSH, "FLUSH", sizeof(fuse_flush_in), OWN_WAIT | BY_OPEN_FILE, op_flush)
+    op(FUSE_INIT, "INIT", 0, OWN_WAIT, op_unknown)
+    op(FUSE_OPENDIR, "OPENDIR", sizeof(fuse_open_in), IN_DIRECTORY | GIVES_HANDLE, op_opendir)
+    op(FUSE_READDIR, "READDIR", sizeof(fuse_read_in), IN_DIRECTORY | BY_OPEN_FILE, op_readdir)
+    op(FUSE_RELEASEDIR, "RELEASEDIR", sizeof(fuse_release_in), BY_OPEN_FILE, op_releasedir)
+    op(FUSE_FSYNCDIR, "FSYNCDIR", sizeof(fuse_fsync_in), IN_DIRECTORY | OWN_WAIT | BY_OPEN_FILE, op_fsyncdir)
+    op(FUSE_GETLK, "GETLK", sizeof(fuse_lk_in), BY_OPEN_FILE, op_getlk)
+    op(FUSE_SETLK, "SETLK", sizeof(fuse_lk_in), OWN_WAIT | BY_OPEN_FILE, op_setlk)
+    op(FUSE_SETLKW, "SETLKW", sizeof(fuse_lk_in), OWN_WAIT | BY_OPEN_FILE, op_setlk)
+    op(FUSE_ACCESS, "ACCESS", sizeof(fuse_access_in), 0, op_access)
+    op(FUSE_CREATE, "CREATE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_HANDLE, op_create)
+    op(FUSE_INTERRUPT, "INTERRUPT", sizeof(fuse_interrupt_in), OWN_WAIT | BY_OPEN_FILE, op_interrupt)
+    op(FUSE_BMAP, "BMAP", 0, OWN_WAIT, op_unknown)
+    op(FUSE_DESTROY, "DESTROY", 0, OWN_WAIT | BY_OPEN_FILE, op_destroy)
+    op(FUSE_IOCTL, "IOCTL", sizeof(fuse_ioctl_in), 0, op_ioctl)
+    op(FUSE_POLL, "POLL", 0, OWN_WAIT, op_unknown)
+    op(FUSE_NOTIFY_REPLY, "NOTIFY_REPLY", 0, OWN_WAIT, op_notify_reply)
+    op(FUSE_BATCH_FORGET, "BATCH_FORGET", sizeof(fuse_batch_forget_in), OWN_WAIT | BY_OPEN_FILE, op_batch_forget)
+    op_by_root(FUSE_FALLOCATE, "FALLOCATE", sizeof(fuse_fallocate_in), OWN_WAIT | BY_OPEN_FILE,
+               op_fallocate, op_fallocate, op_fallocate_fixed, op_fallocate_device)
+    op(FUSE_READDIRPLUS, "READDIRPLUS", sizeof(fuse_read_in), IN_DIRECTORY | BY_OPEN_FILE | GIVES_LIST, op_readdirplus)
+    op(FUSE_RENAME2, "RENAME2", sizeof(fuse_rename2_in), IN_DIRECTORY, op_rename2)
+    op_by_root(FUSE_LSEEK, "LSEEK", sizeof(fuse_lseek_in), OWN_WAIT | BY_OPEN_FILE,
+               op_lseek, op_lseek, op_lseek, op_lseek_device)
+    # copy_file_range(2) knows no fixed end and no devices: the kernel reads and writes instead.
+    op_by_root(FUSE_COPY_FILE_RANGE, "COPY_FILE_RANGE", sizeof(fuse_copy_file_range_in), OWN_WAIT | BY_OPEN_FILE,
+               op_copy_file_range, op_copy_file_range, op_unknown, op_unknown)
+    op(FUSE_SETUPMAPPING, "SETUPMAPPING", 0, OWN_WAIT, op_unknown)
+    op(FUSE_REMOVEMAPPING, "REMOVEMAPPING", 0, OWN_WAIT, op_unknown)
+    op_by_root(FUSE_SYNCFS, "SYNCFS", sizeof(fuse_syncfs_in), OWN_WAIT | BY_OPEN_FILE,
+               op_syncfs, op_sync_root, op_sync_root, op_sync_root)
+    op(FUSE_TMPFILE, "TMPFILE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_HANDLE, op_tmpfile)
+    op_by_root(FUSE_STATX, "STATX", sizeof(fuse_statx_in), 0, op_statx, op_statx, op_statx, op_statx_device)
+    op_by_root(FUSE_COPY_FILE_RANGE_64, "COPY_FILE_RANGE_64", sizeof(fuse_copy_file_range_in), OWN_WAIT | BY_OPEN_FILE,
+               op_copy_file_range, op_copy_file_range, op_unknown, op_unknown)
     if null_io:
-        for n in range(ROOTS):
-            op_for(n, FUSE_READ, null_read)
-            op_for(n, FUSE_WRITE, null_write)
-            op_for(n, FUSE_FSYNC, null_fsync)
+        for root in range(ROOTS):
+            OPS[root][FUSE_READ].handler = null_read
+            OPS[root][FUSE_WRITE].handler = null_write
+            OPS[root][FUSE_FSYNC].handler = null_fsync
+
+
+ops_init(False)
+
+
+def operations():
+    """{name: its row} of every opcode: number, bytes of the first argument, and what the flags say."""
+    found = {}
+    for n in range(FUSE_OPCODES):
+        o = OPS[ROOT_TREE][<unsigned> n]
+        if o.name != NULL:
+            found[(<bytes> o.name).decode()] = {
+                "opcode": n, "op_in": o.op_in, "served": o.handler != op_unknown,
+                "own_wait": bool(o.flags & OWN_WAIT), "by_open_file": bool(o.flags & BY_OPEN_FILE),
+                "in_directory": bool(o.flags & IN_DIRECTORY), "gives_entry": bool(o.flags & GIVES_ENTRY),
+                "gives_handle": bool(o.flags & GIVES_HANDLE), "gives_list": bool(o.flags & GIVES_LIST)}
+    return found
+
+
+cdef const char *op_name(uint32_t opcode) noexcept nogil:
+    """The name of an opcode, or NULL."""
+    return OPS[ROOT_TREE][opcode].name if opcode < FUSE_OPCODES else NULL
+
+
+cdef uint32_t op_flags(uint32_t opcode) noexcept nogil:
+    """The flags of an opcode."""
+    return OPS[ROOT_TREE][opcode].flags if opcode < FUSE_OPCODES else 0
 
 
 cdef uint32_t op_in_size(uint32_t opcode) noexcept nogil:
@@ -191,21 +205,17 @@ cdef int dispatch(Request *r) noexcept nogil:
 cdef void undelivered(Request *r, int result) noexcept nogil:
     """Give back what a reply that the kernel did not take had handed out."""
     cdef Server *s = server_of(r)
+    cdef uint32_t flags = op_flags(r.h.opcode)
     cdef fuse_entry_out *entry = <fuse_entry_out *> r.out
-    cdef fuse_open_out *opened = NULL
+    cdef fuse_open_out *opened = <fuse_open_out *> (entry + 1 if flags & GIVES_ENTRY else entry)
     if result <= 0:
         return
-    if r.h.opcode in (FUSE_LOOKUP, FUSE_MKNOD, FUSE_MKDIR, FUSE_SYMLINK, FUSE_LINK, FUSE_CREATE,
-                      FUSE_TMPFILE) and entry.nodeid:
+    if flags & GIVES_ENTRY and entry.nodeid:
         inode_forget(&s.inodes, entry.nodeid, 1)
         r.ctx.stats.forgets += 1
-    if r.h.opcode in (FUSE_CREATE, FUSE_TMPFILE):
-        opened = <fuse_open_out *> (r.out + sizeof(fuse_entry_out))
-    elif r.h.opcode in (FUSE_OPEN, FUSE_OPENDIR):
-        opened = <fuse_open_out *> r.out
-    elif r.h.opcode == FUSE_READDIRPLUS:
+    if flags & GIVES_LIST:
         forget_listed(r, <uint32_t> result)
-    if opened != NULL:
+    if flags & GIVES_HANDLE:
         handle_close(&s.inodes, <uint32_t> opened.fh)
         r.ctx.stats.releases += 1
 

@@ -5,38 +5,22 @@ What is answered later is seen by putting our functions before Request.finish an
 commits (_ring) have no moment when the reply is known, so there are none meanwhile.
 """
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy, memset
 
-from passthru._abi cimport FUSE_OPCODES, atomic_get32, atomic_set32, fuse_out_header
+from passthru._abi cimport atomic_get32, atomic_set32, fuse_out_header
 from passthru._libc cimport snprintf
 from passthru._log cimport LOG_LINE, log_trace
+from passthru._ops cimport op_name
 from passthru._request cimport *
 from passthru._uring cimport Uring
 
 cdef extern from "string.h" nogil:
     char *strerror_r(int error, char *buf, size_t size)
 
-cdef enum:
-    NAME = 24
-
-cdef char NAMES[FUSE_OPCODES][NAME]
-
-
-def name_opcodes(names):
-    """{opcode: its name}."""
-    cdef char *to
-    memset(NAMES, 0, sizeof(NAMES))
-    for opcode, name in names.items():
-        to = NAMES[<unsigned> opcode]
-        text = name.encode()[:NAME - 1]
-        memcpy(to, <char *> text, len(text))
-
-
 cdef void request_line(Request *r, Uring *ring) noexcept nogil:
     cdef char line[LOG_LINE]
-    cdef const char *name = "???"
-    if r.h.opcode < FUSE_OPCODES and NAMES[r.h.opcode][0]:
-        name = NAMES[r.h.opcode]
+    cdef const char *name = op_name(r.h.opcode)
+    if name == NULL:
+        name = "???"
     snprintf(line, sizeof(line), "%s unique: %lu, opcode: %s (%u), nodeid: %lu, insize: %u, pid: %u",
              b"cqe" if ring != NULL else b"dev", r.h.unique, name, r.h.opcode, r.h.nodeid, r.h.len, r.h.pid)
     log_trace(line)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from . import _confine, _server, _sys, _trace, init, keeper, log, status_page
+from . import _confine, _server, _sys, init, keeper, log, status_page
 from . import mounting as mount
 from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
 from .control import Control, socket_path
@@ -355,7 +355,6 @@ class Session:
                 mountinfo=self.mountinfo, stats_fd=self.page.fd, **self._live(o))
         self._check_kind()
         grow_fd_table(self.source_fd, 2 * cached)
-        _trace.name_opcodes(status_page.OPCODES)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)
         self.core.trace(o.debug_fuse)

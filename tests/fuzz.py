@@ -21,21 +21,47 @@ import struct
 import tempfile
 import time
 
-from passthru import _server, _testing, sandbox
+from passthru import _ops, _server, _testing, sandbox
 
-SETLKW = 33
-READ, WRITE, READDIR, READDIRPLUS, READLINK, IOCTL = 15, 16, 28, 44, 5, 39
+OPERATIONS = _ops.operations()
+NUMBERS = {name: row["opcode"] for name, row in OPERATIONS.items()}
 SIZE, BUFFERS = 1 << 17, 4
+ENTRY_SIZE = 128  # of struct fuse_entry_out
+
+
+def opcodes(names: str) -> list[int]:
+    return [NUMBERS[name] for name in names.split()]
+
+
+def giving(flag: str) -> list[int]:
+    """The opcodes whose replies hand something out."""
+    return [row["opcode"] for row in OPERATIONS.values() if row[flag]]
+
+
 # The sizes of first arguments, so that requests get beyond the length check.
-OP_IN = {2: 8, 3: 16, 4: 88, 8: 16, 9: 8, 12: 8, 13: 8, 14: 8, 15: 40, 16: 40, 18: 24, 20: 16, 21: 16, 22: 8,
-         23: 8, 25: 24, 27: 8, 28: 40, 29: 24, 30: 16, 31: 48, 32: 48, 34: 8, 35: 16, 39: 32, 42: 8, 43: 32,
-         44: 40, 45: 16, 46: 24, 47: 56, 50: 8, 51: 16, 52: 24, 53: 56}
+OP_IN = {row["opcode"]: row["op_in"] for row in OPERATIONS.values()}
+SERVED = [row["opcode"] for row in OPERATIONS.values() if row["served"]]
+READ, WRITE, SETXATTR, BATCH_FORGET, IOCTL = opcodes("READ WRITE SETXATTR BATCH_FORGET IOCTL")
+OPEN, SETATTR, SETLK, SETLKW = opcodes("OPEN SETATTR SETLK SETLKW")
+# What the first argument begins with, or has next.
+HANDLE = opcodes("READ WRITE RELEASE FSYNC FLUSH READDIR RELEASEDIR FSYNCDIR GETLK SETLK IOCTL FALLOCATE READDIRPLUS"
+                 " LSEEK COPY_FILE_RANGE COPY_FILE_RANGE_64")
+NODEID = opcodes("RENAME LINK RENAME2")
+MODE = opcodes("MKNOD MKDIR")
+FLAGS_AND_MODE = opcodes("CREATE TMPFILE")
+PLACE_AND_SIZE = opcodes("READ WRITE READDIR READDIRPLUS")
+COPY = opcodes("COPY_FILE_RANGE COPY_FILE_RANGE_64")
+PLACES = [*opcodes("FALLOCATE"), *COPY]
+PAGES_TO_FILL = opcodes("READDIR READDIRPLUS READLINK IOCTL")
+ENTRY, FILE_HANDLE = giving("gives_entry"), giving("gives_handle")
 NAMES = [b"a\0", b"b\0", b"c\0", b"d\0", b"..\0", b".\0", b"\0", b"a/b\0", b"x" * 255 + b"\0", b"y" * 300 + b"\0",
          b"no end", b"\xff\xfe\0", b"user.x\0", b"system.posix_acl_access\0", b"system.nfs4_acl\0"]
 WORDS = [0, 1, 2, 3, 4, 5, 7, 8, 100, 4095, 4096, 65536, SIZE - 1, SIZE, SIZE + 1, 0x7FFFFFFF, 0x80000000,
          0xFFFFFFFF]
-# What makes inodes and handles comes more often than what takes them away.
-OPCODES = [*OP_IN, 1, 5, 6, 10, 11, 17, 24, *[35] * 5, *[14] * 5, *[1] * 4, *[27] * 3, 9, 13, 51, 15, 16, 28, 44]
+# What makes inodes and handles, and what uses them, comes more often than what takes them away.
+OPCODES = [*SERVED, *5 * opcodes("CREATE OPEN"), *4 * opcodes("LOOKUP"), *3 * opcodes("OPENDIR"),
+           *opcodes("LOOKUP READLINK SYMLINK UNLINK RMDIR STATFS REMOVEXATTR MKDIR LINK TMPFILE READ WRITE READDIR"
+                    " READDIRPLUS")]
 # Of each set-up: buffers, mask, scale (see _testing.Loop), zero-copy.
 QUEUES = {
     "per-entry": (1, 0, 0, False),
@@ -68,27 +94,27 @@ class Maker:
         """op_in: 128 bytes, fields of 4 and 8 bytes at random, a handle or nodeid first where one belongs."""
         r = self.r
         words = b"".join(struct.pack("=I", self.number(32)) for _ in range(32))
-        if opcode in (15, 16, 18, 20, 25, 28, 29, 30, 31, 32, 39, 43, 44, 46, 47, 53) and r.random() < 0.95:
+        if opcode in HANDLE and r.random() < 0.95:
             words = struct.pack("=Q", self.handle()) + words[8:]
-        if opcode in (15, 16, 28, 44) and r.random() < 0.9:
+        if opcode in PLACE_AND_SIZE and r.random() < 0.9:
             words = words[:8] + struct.pack("=QI", r.choice([0, 1, 4096, 100000]), r.choice([0, 1, 100, 4096, SIZE])) \
                 + words[20:]
-        if opcode in (12, 13, 45) and r.random() < 0.95:
+        if opcode in NODEID and r.random() < 0.95:
             words = struct.pack("=Q", self.node()) + words[8:]
-        if opcode in (8, 9, 35, 51) and r.random() < 0.9:
+        if opcode in MODE + FLAGS_AND_MODE and r.random() < 0.9:
             mode = r.choice(MODES)
             flags = r.choice([0, 1, 2, 0o100, 0o300, 0o2000, 0o40000 | 2])
-            words = (struct.pack("=II", flags, mode) if opcode in (35, 51) else
+            words = (struct.pack("=II", flags, mode) if opcode in FLAGS_AND_MODE else
                      struct.pack("=I", mode) + words[4:8]) + words[8:]
-        if opcode == 14 and r.random() < 0.9:
+        if opcode == OPEN and r.random() < 0.9:
             words = struct.pack("=II", r.choice([0, 1, 2, 0o1000, 0o2001, 0o40002]), r.choice([0, 1])) + words[8:]
-        if opcode == 4 and r.random() < 0.9:
+        if opcode == SETATTR and r.random() < 0.9:
             size = r.choice([0, 1, 5000, 1 << 20])
             words = struct.pack("=IIQQ", r.getrandbits(12), 0, self.handle(), size) + words[24:]
-        if opcode in (43, 47, 53):  # not to fill the disk
+        if opcode in PLACES:  # not to fill the disk
             places = [r.choice([0, 1, 4096, 1 << 18]) for _ in range(6)]
             words = words[:8] + struct.pack("=6Q", *places) + words[56:]
-            if opcode in (47, 53):
+            if opcode in COPY:
                 words = words[:24] + struct.pack("=Q", self.handle()) + words[32:]
         return words[:128]
 
@@ -97,19 +123,19 @@ class Maker:
         r = self.r
         opcode = r.choice(OPCODES) if r.random() < 0.98 else self.number(32)
         if opcode == SETLKW:
-            opcode = 32  # nobody would end the wait
+            opcode = SETLK  # nobody would end the wait
         zero_copy = queue.endswith("zero-copy") and r.random() < 0.5
         if zero_copy and r.random() < 0.8:
-            opcode = r.choice([READ, READ, WRITE, WRITE, READDIR, READDIRPLUS, READLINK, IOCTL])
+            opcode = r.choice([READ, READ, WRITE, WRITE, *PAGES_TO_FILL])
         payload = b"".join(r.choice(NAMES) for _ in range(r.choice([0, 1, 1, 2, 3])))
-        if opcode in (WRITE, 21, IOCTL, 42) or r.random() < 0.1:
+        if opcode in (WRITE, SETXATTR, IOCTL, BATCH_FORGET) or r.random() < 0.1:
             payload += r.randbytes(r.choice([0, 8, 100, 5000]))
         argument = self.argument(opcode)
         pages = 0
         if zero_copy:
             asked = struct.unpack_from("=I", argument, 16)[0]
             pages = min(asked, SIZE) if r.random() < 0.9 else r.choice([0, 1, 4096, SIZE])
-            if opcode in (WRITE, READLINK, IOCTL):
+            if opcode in (WRITE, NUMBERS["READLINK"], IOCTL):
                 pages = max(pages, 1)
             payload = b""
         size = len(payload) + (pages if zero_copy and opcode == WRITE else 0)
@@ -148,12 +174,10 @@ class Maker:
         """Take up what a reply gives out."""
         if result <= 0:
             return
-        if opcode in (1, 6, 8, 9, 13, 35, 51):
+        if opcode in ENTRY:
             self.nodes.append(struct.unpack_from("=Q", reply)[0])
-        if opcode in (14, 27):
-            self.handles.append(struct.unpack_from("=Q", reply)[0])
-        if opcode in (35, 51):
-            self.handles.append(struct.unpack_from("=Q", reply, 128)[0])
+        if opcode in FILE_HANDLE:
+            self.handles.append(struct.unpack_from("=Q", reply, ENTRY_SIZE if opcode in ENTRY else 0)[0])
 
 
 def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:

@@ -1,0 +1,3 @@
+"""Types of _ops.pyx: what is said there is not repeated here."""
+
+def operations() -> dict[str, dict[str, int]]: ...

@@ -1,3 +1,0 @@
-"""Types of _trace.pyx: what is said there is not repeated here."""
-
-def name_opcodes(names: dict[int, str]) -> None: ...
