@@ -7,11 +7,7 @@ ctypedef unsigned int gid_t
 
 cdef extern from "abi.h" nogil:
     enum:
-        FUSE_KERNEL_VERSION
-        FUSE_KERNEL_MINOR_VERSION
-        FUSE_MIN_MINOR_VERSION
         FUSE_ROOT_ID
-        FUSE_MIN_READ_BUFFER
     enum:
         FUSE_LOOKUP
         FUSE_FORGET
@@ -65,6 +61,18 @@ cdef extern from "abi.h" nogil:
         FUSE_STATX
         FUSE_COPY_FILE_RANGE_64
         FUSE_OPCODES
+    enum:
+        FUSE_NOTIFY_POLL
+        FUSE_NOTIFY_INVAL_INODE
+        FUSE_NOTIFY_INVAL_ENTRY
+        FUSE_NOTIFY_STORE
+        FUSE_NOTIFY_RETRIEVE
+        FUSE_NOTIFY_DELETE
+        FUSE_NOTIFY_RESEND
+        FUSE_NOTIFY_INC_EPOCH
+        FUSE_NOTIFY_PRUNE
+        FUSE_NOTIFY_CODES
+        FUSE_EXPIRE_ONLY
     enum:
         FATTR_MODE
         FATTR_UID
@@ -161,13 +169,25 @@ cdef extern from "abi.h" nogil:
         CAP_FSETID
         CAP_SYS_ADMIN
     enum:
-        FUSE_DEV_IOC_CLONE
-        FUSE_DEV_IOC_BACKING_OPEN
-        FUSE_DEV_IOC_BACKING_CLOSE
-        FUSE_DEV_IOC_SYNC_INIT
+        OPEN_TREE_CLONE
+        FSOPEN_CLOEXEC
+        FSCONFIG_SET_FLAG
+        FSCONFIG_SET_STRING
+        FSCONFIG_CMD_CREATE
+        FSMOUNT_CLOEXEC
+        MOVE_MOUNT_F_EMPTY_PATH
+        MOVE_MOUNT_T_EMPTY_PATH
+    enum:
         IORING_OFF_SQ_RING
         IORING_OFF_SQES
         DEBUG_BUILD
+    const unsigned long FUSE_DEV_IOC_CLONE
+    const unsigned long FUSE_DEV_IOC_BACKING_OPEN
+    const unsigned long FUSE_DEV_IOC_BACKING_CLOSE
+    const unsigned long FUSE_DEV_IOC_SYNC_INIT
+    const uint64_t FUSE_SECURITY_CTX
+    const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
+    const uint64_t FUSE_UNIQUE_RESEND
     struct fuse_attr:
         uint64_t ino
         uint64_t size
@@ -421,6 +441,31 @@ cdef extern from "abi.h" nogil:
         uint32_t namelen
         uint32_t type
         char name[0]
+    struct fuse_notify_poll_wakeup_out:
+        uint64_t kh
+    struct fuse_notify_inval_inode_out:
+        uint64_t ino
+        int64_t off
+        int64_t len
+    struct fuse_notify_inval_entry_out:
+        uint64_t parent
+        uint32_t namelen
+        uint32_t flags
+    struct fuse_notify_delete_out:
+        uint64_t parent
+        uint64_t child
+        uint32_t namelen
+        uint32_t padding
+    struct fuse_notify_retrieve_out:
+        uint64_t notify_unique
+        uint64_t nodeid
+        uint64_t offset
+        uint32_t size
+        uint32_t padding
+    struct fuse_notify_prune_out:
+        uint32_t count
+        uint32_t padding
+        uint64_t spare
     struct fuse_backing_map:
         int32_t fd
         uint32_t flags
@@ -558,7 +603,6 @@ cdef extern from "abi.h" nogil:
     int sys_renameat2(int fd, const char *a, int fd2, const char *b, unsigned flags)
     int sys_openat_here(int fd, const char *name, int flags)
     int sys_tgkill(int tid, int sig)
-    int sys_handle_of_name(int fd, const char *name, file_handle_max *fh)
     int sys_name_to_handle_at(int fd, file_handle_max *fh)
     int sys_open_by_handle_at(int mount_fd, file_handle_max *fh, int flags)
     int sys_clone_bare(int fd)
@@ -569,11 +613,10 @@ cdef extern from "abi.h" nogil:
     int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value, int aux)
     int sys_fsmount(int fd, unsigned flags, unsigned attr)
     int sys_move_mount(int fd, const char *a, int fd2, const char *b, unsigned flags)
-    void cpu_relax()
+    int leading_zeros(uint64_t v)
     uint64_t now_ns()
     uint32_t atomic_add32(uint32_t *p, uint32_t n)
     uint32_t atomic_sub32(uint32_t *p, uint32_t n)
-    uint64_t atomic_add64(uint64_t *p, uint64_t n)
     uint32_t atomic_get32(uint32_t *p)
     void atomic_set32(uint32_t *p, uint32_t v)
     uint32_t atomic_swap32(uint32_t *p, uint32_t v)

@@ -13,10 +13,6 @@ from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
-cdef extern from "abi.h" nogil:
-    enum:
-        EWOULDBLOCK
-
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
     """statx(2) of what the request names, by its handle if it has one."""

@@ -3,6 +3,7 @@
 CALLS: dict[str, int]
 ARCH: int
 PROC: int
+NUMBERS: dict[str, int]
 SANITIZED: bool
 
 def keep_capabilities(mask: int) -> None: ...

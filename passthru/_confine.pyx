@@ -19,9 +19,6 @@ cdef extern from * nogil:
     #include <linux/audit.h>
     #include <linux/filter.h>
     #include <linux/seccomp.h>
-    #include <sys/mount.h>
-    #include <sys/prctl.h>
-    #include <sys/syscall.h>
 
     static const struct passthru_call { const char *name; int number; } passthru_calls[] = {
     #define CALL(name, number) { #name, number },
@@ -37,6 +34,12 @@ cdef extern from * nogil:
     enum { PASSTHRU_ARCH = (int)AUDIT_ARCH_AARCH64 };
     #else
     enum { PASSTHRU_ARCH = 0 };
+    #endif
+
+    #ifdef __SANITIZE_ADDRESS__
+    enum { PASSTHRU_SANITIZED = 1 };
+    #else
+    enum { PASSTHRU_SANITIZED = 0 };
     #endif
 
     static void (*passthru_violated)(int number);
@@ -62,22 +65,22 @@ cdef extern from * nogil:
     static int passthru_filter(const void *program, unsigned count)
     {
         struct sock_fprog p = { .len = (unsigned short)count, .filter = (struct sock_filter *)program };
-        long r = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+        long r = syscall(CALL_seccomp, SECCOMP_SET_MODE_FILTER,
                          SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_SPEC_ALLOW, &p);
         return r < 0 ? -errno : r > 0 ? -ESRCH : 0; /* > 0: a thread that has a filter of its own */
     }
     static int passthru_set_caps(uint64_t mask)
     {
-        struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
+        struct { uint32_t version; int pid; } header = { _LINUX_CAPABILITY_VERSION_3, 0 };
         struct { uint32_t effective, permitted, inheritable; } data[2];
-        if (syscall(SYS_capget, &header, data) < 0)
+        if (syscall(CALL_capget, &header, data) < 0)
             return -errno;
         for (int i = 0; i < 2; i++) {
             data[i].permitted &= (uint32_t)(mask >> 32 * i);
             data[i].effective &= data[i].permitted;
             data[i].inheritable = 0;
         }
-        return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+        return syscall(CALL_capset, &header, data) < 0 ? -errno : 0;
     }
     static int passthru_cut(uint64_t mask)
     {
@@ -91,7 +94,7 @@ cdef extern from * nogil:
     static int passthru_pivot(int root)
     {
         /* What was the root comes to lie over the new one, and is taken away, with all that is below it. */
-        if (fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+        if (fchdir(root) < 0 || syscall(CALL_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
             return -errno;
         return 0;
     }
@@ -101,16 +104,11 @@ cdef extern from * nogil:
         int number
     passthru_call passthru_calls[1]
     enum:
-        PASSTHRU_CALLS, PASSTHRU_ARCH, CLONE_NEWNS, MS_REC, MS_SLAVE
-        PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE
+        PASSTHRU_CALLS, PASSTHRU_ARCH, PASSTHRU_SANITIZED
     int passthru_catch_sigsys(void (*violated)(int) noexcept nogil)
     int passthru_filter(const void *program, unsigned count)
     int passthru_cut(uint64_t mask)
     int passthru_pivot(int root)
-    int c_mount "mount"(const char *source, const char *target, const char *fstype, unsigned long flags,
-                        const void *data)
-    int c_chroot "chroot"(const char *path)
-    int c_fchdir "fchdir"(int fd)
 
 
 # Of the calling architecture: {name: number}, and its AUDIT_ARCH_, or 0: no filter is made for it.
@@ -119,6 +117,18 @@ for _n in range(PASSTHRU_CALLS):
     CALLS[(<bytes> passthru_calls[_n].name).decode()] = passthru_calls[_n].number
 ARCH = PASSTHRU_ARCH & 0xffffffff
 PROC = PROC_FD
+# What the filter may have to tell apart, by the kernel's names: requests of ioctl(2), operations of io_uring_register(2).
+NUMBERS = {
+    "FS_IOC_GETFLAGS": FS_IOC_GETFLAGS, "FS_IOC_SETFLAGS": FS_IOC_SETFLAGS, "FS_IOC_GETVERSION": FS_IOC_GETVERSION,
+    "FS_IOC_FSGETXATTR": FS_IOC_FSGETXATTR, "FS_IOC_FSSETXATTR": FS_IOC_FSSETXATTR,
+    "FUSE_DEV_IOC_CLONE": FUSE_DEV_IOC_CLONE, "FUSE_DEV_IOC_BACKING_OPEN": FUSE_DEV_IOC_BACKING_OPEN,
+    "FUSE_DEV_IOC_BACKING_CLOSE": FUSE_DEV_IOC_BACKING_CLOSE,
+    "BLKGETSIZE64": BLKGETSIZE64, "BLKSSZGET": BLKSSZGET, "BLKROGET": BLKROGET,
+    "FIONREAD": FIONREAD, "FIONBIO": FIONBIO, "FIOCLEX": FIOCLEX, "FIONCLEX": FIONCLEX, "TCGETS": TCGETS,
+    "IORING_REGISTER_PERSONALITY": IORING_REGISTER_PERSONALITY, "IORING_REGISTER_BUFFERS2": IORING_REGISTER_BUFFERS2,
+    "IORING_REGISTER_BUFFERS_UPDATE": IORING_REGISTER_BUFFERS_UPDATE,
+    "IORING_REGISTER_IOWQ_MAX_WORKERS": IORING_REGISTER_IOWQ_MAX_WORKERS,
+}
 
 cdef uint64_t kept = 0
 cdef bint cutting = False
@@ -143,16 +153,6 @@ cdef int check(int r, what) except -1:
         raise OSError(-r, os.strerror(-r), what)
     return r
 
-
-cdef extern from *:
-    """
-    #ifdef __SANITIZE_ADDRESS__
-    #define PASSTHRU_SANITIZED 1
-    #else
-    #define PASSTHRU_SANITIZED 0
-    #endif
-    """
-    bint PASSTHRU_SANITIZED
 
 SANITIZED = bool(PASSTHRU_SANITIZED)  # its runtime has a thread of its own, from the process's start
 

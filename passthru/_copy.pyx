@@ -19,11 +19,6 @@ from passthru._request cimport *
 from passthru._stats cimport T_POOL
 from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
 
-cdef extern from "abi.h" nogil:
-    int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
-    enum:
-        F_SETFL
-
 cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
     SMALL_FIXED = 64 * 1024     # a payload is registered up to here first, whole when needed
@@ -352,7 +347,7 @@ cdef void mirror_flags(Request *r, uint32_t flags) noexcept nogil:
     cdef Inode *i = inode_at(&s.inodes, h.node)
     cdef uint32_t new = (h.open_flags & ~s.config.mirrored) | (flags & s.config.mirrored)
     data_drop(r.ctx)  # O_NOATIME is the owner's
-    if fcntl_setfl(r.fd, F_SETFL, source_fd_flags(new, h.flags & H_REMOTE)) < 0:
+    if fcntl(r.fd, F_SETFL, source_fd_flags(new, h.flags & H_REMOTE)) < 0:
         return  # the source knows no O_DIRECT, or not yet
     if direct_writing(new) != direct_writing(h.open_flags):
         direct_writer(&s.inodes, i, 1 if direct_writing(new) else -1)

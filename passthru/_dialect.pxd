@@ -2,7 +2,7 @@
 from passthru._ring cimport Worker
 
 cdef enum:
-    D_AUTO = 0
+    # Numbers that the status page has as well; their names: _dialect.pyx.
     D_PER_ENTRY = 1
     D_BUFRING = 2          # kernel 7.3-rc with the "buffer rings" series
     D_BUFPOOL = 3          # Linux 7.3

@@ -21,6 +21,9 @@ from passthru._ring cimport *
 from passthru._uring cimport *
 
 
+DIALECTS = {D_PER_ENTRY: "per-entry", D_BUFRING: "bufring", D_BUFPOOL: "bufpool"}
+
+
 cdef fuse_uring_cmd_req *command(io_uring_sqe *sqe, Queue *q, unsigned cmd) noexcept nogil:
     sqe.opcode = IORING_OP_URING_CMD
     sqe.fd = q.worker.fuse_fd

@@ -17,7 +17,6 @@ from passthru._request cimport *
 
 cdef enum:
     BUFFER = 32768
-    SEEK_SET = 0
 
 
 cdef int op_opendir(Request *r) noexcept nogil:

@@ -19,10 +19,6 @@ from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
 
-cdef extern from "abi.h" nogil:
-    enum:
-        SEEK_HOLE
-
 cdef enum:
     RENAME_EXCHANGE = 2
     RENAME_WHITEOUT = 4

@@ -21,15 +21,6 @@ cdef enum:
     FMODE_EXEC = 0x20  # __FMODE_EXEC in the flags of an open(2) that is execve(2)'s
 
 
-cdef extern from "abi.h" nogil:
-    int clock_gettime(int clock, timespec *t)
-    enum:
-        CLOCK_REALTIME
-    int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
-    enum:
-        F_SETFL, ENXIO, EWOULDBLOCK
-
-
 cdef inline uint32_t plain_flags(uint32_t flags) noexcept nogil:
     """What of the caller's open(2) is the source's business too."""
     return (flags & ~<uint32_t> (O_CREAT | O_EXCL | O_NOCTTY | O_NOFOLLOW | FMODE_EXEC)) | O_CLOEXEC
@@ -222,7 +213,7 @@ cdef int op_open(Request *r) noexcept nogil:
         inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
         return patiently(r, op_open)
     if fd >= 0 and not (pooled and not flags & O_NONBLOCK):
-        fcntl_setfl(fd, F_SETFL, source_fd_flags(flags, s.inodes.fs[i.fs].flags & FS_REMOTE))
+        fcntl(fd, F_SETFL, source_fd_flags(flags, s.inodes.fs[i.fs].flags & FS_REMOTE))
     if fd >= 0 and not backing and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
         close(fd)
@@ -356,7 +347,7 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
     close(opath)
     if fd < 0:
         return -ESTALE
-    fcntl_setfl(fd, F_SETFL, source_fd_flags(flags, False))
+    fcntl(fd, F_SETFL, source_fd_flags(flags, False))
     return fd
 
 

@@ -18,11 +18,6 @@ from passthru._notify cimport notify_attributes
 from passthru._request cimport *
 
 cdef enum:
-    FS_IOC_GETFLAGS = 0x80086601
-    FS_IOC_SETFLAGS = 0x40086602
-    FS_IOC_FSGETXATTR = 0x801c581f
-    FS_IOC_FSSETXATTR = 0x401c5820
-    FS_IOC_GETVERSION = 0x80087601
     LARGEST = 64
 
 

@@ -25,19 +25,6 @@ from passthru._pool cimport pool_chore, pool_interrupt_running, pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
-cdef extern from "abi.h" nogil:
-    struct flock:
-        short l_type
-        short l_whence
-        int64_t l_start
-        int64_t l_len
-        int l_pid
-    int fcntl(int fd, int cmd, flock *fl)
-    int c_flock "flock"(int fd, int operation)
-    enum:
-        F_RDLCK, F_WRLCK, F_UNLCK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
-        EDEADLK, LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB, EWOULDBLOCK, EROFS, ETXTBSY
-
 cdef enum:
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end
     LONGEST_CYCLE = 11  # as in the kernel

@@ -7,16 +7,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 
 from passthru._abi cimport atomic_add32, atomic_get32, atomic_swap32
-from passthru._libc cimport EAGAIN, dprintf, snprintf, write
-
-cdef extern from "poll.h" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long n, int ms)
-    enum:
-        POLLOUT
+from passthru._libc cimport EAGAIN, POLLOUT, dprintf, poll, pollfd, snprintf, write
 
 cdef enum:
     PATIENCE_MS = 100      # of a trace, which is worth little with gaps

@@ -11,13 +11,10 @@ from passthru._abi cimport *
 from passthru._libc cimport *
 
 cdef enum:
+    FUSE_SUPER_MAGIC = 0x65735546
     FIRST_SIZE = 65536
     LARGEST = 64 << 20
-    # statvfs(3) f_flag
-    ST_NOSUID = 2
-    ST_NODEV = 4
-    ST_NOEXEC = 8
-    ST_NOSYMFOLLOW = 8192
+    ST_NOSYMFOLLOW = 8192  # statvfs(3) f_flag; the C library has no name for it
 
 cdef struct Kind:
     const char *name       # as in /proc/filesystems; NULL: known by its number only
@@ -39,9 +36,9 @@ KINDS_OF_DATA[7] = Kind(b"cifs", 0xff534d42, FS_REMOTE | FS_SERVER)
 KINDS_OF_DATA[8] = Kind(b"smb3", 0xfe534d42, FS_REMOTE | FS_SERVER)
 KINDS_OF_DATA[9] = Kind(b"smbfs", 0x517b, FS_REMOTE | FS_SERVER)
 KINDS_OF_DATA[10] = Kind(b"ceph", 0x00c36400, FS_REMOTE)
-KINDS_OF_DATA[11] = Kind(b"fuse", 0x65735546, FS_REMOTE)
-KINDS_OF_DATA[12] = Kind(b"fuseblk", 0x65735546, FS_REMOTE)
-KINDS_OF_DATA[13] = Kind(b"virtiofs", 0x65735546, FS_REMOTE)
+KINDS_OF_DATA[11] = Kind(b"fuse", FUSE_SUPER_MAGIC, FS_REMOTE)
+KINDS_OF_DATA[12] = Kind(b"fuseblk", FUSE_SUPER_MAGIC, FS_REMOTE)
+KINDS_OF_DATA[13] = Kind(b"virtiofs", FUSE_SUPER_MAGIC, FS_REMOTE)
 KINDS_OF_DATA[14] = Kind(b"9p", 0x01021997, FS_REMOTE)
 KINDS_OF_DATA[15] = Kind(b"afs", 0x5346414f, FS_REMOTE | FS_SERVER)
 KINDS_OF_DATA[16] = Kind(b"lustre", 0x0bd00bd0, FS_REMOTE)
@@ -61,10 +58,8 @@ KINDS_OF_DATA[29] = Kind(b"jffs2", 0x72b6, 0)
 KINDS_OF_DATA[30] = Kind(b"hostfs", 0x00c0ffee, 0)  # of user-mode kernels
 
 
-cdef extern from "abi.h" nogil:
-    struct statvfs_buf "statvfs":
-        unsigned long f_flag
-    int fstatvfs(int fd, statvfs_buf *buf)
+REMOTE = {KINDS_OF_DATA[n].name.decode() for n in range(KINDS) if KINDS_OF_DATA[n].flags & FS_REMOTE}
+STACKED = {KINDS_OF_DATA[n].name.decode() for n in range(KINDS) if KINDS_OF_DATA[n].flags & FS_STACKED}
 
 # One reader at a time has the position of the table's fd.
 cdef pthread_mutex_t reading
@@ -81,7 +76,7 @@ cdef char *table(int mountinfo) noexcept nogil:
         free(text)
         return NULL
     pthread_mutex_lock(&reading)
-    lseek(mountinfo, 0, 0)
+    lseek(mountinfo, 0, SEEK_SET)
     while True:
         if used + 1 == size:
             more = <char *> realloc(text, size * 2) if size < LARGEST else NULL
@@ -172,7 +167,7 @@ cdef uint32_t flags_by_asking(int fd) noexcept nogil:
         if <uint32_t> sf.f_type == KINDS_OF_DATA[k].magic and not found:
             flags |= KINDS_OF_DATA[k].flags
             found = True
-    if <uint32_t> sf.f_type == 0x65735546:
+    if <uint32_t> sf.f_type == FUSE_SUPER_MAGIC:
         flags |= FS_FOREIGN  # FUSE: whose, it cannot be asked
     if not found and stx.stx_dev_major == 0:
         flags |= FS_PSEUDO

@@ -1,13 +1,9 @@
 # What the daemon tells the kernel by itself.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from passthru._abi cimport fuse_out_header
+from passthru._abi cimport FUSE_NOTIFY_INVAL_INODE, fuse_out_header
 from passthru._libc cimport write
 from passthru._request cimport Server
-
-cdef enum:
-    FUSE_NOTIFY_INVAL_INODE = 2
-    FUSE_NOTIFY_RETRIEVE = 5
 
 cdef struct InvalInode:        # fuse_notify_inval_inode_out behind its header
     fuse_out_header out

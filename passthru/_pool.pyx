@@ -12,6 +12,7 @@ comes just before the system call that it is to end is lost, so a thread sends i
 """
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._libc cimport *
@@ -70,43 +71,36 @@ cdef struct Pool:
     uint64_t missed[MISSED]    # interrupts that came before their request
 
 
-cdef extern from * nogil:
-    """
-    #include <signal.h>
-    /* The signal only ends a system call with EINTR. */
-    static void passthru_wake(int sig) { (void)sig; }
-    static int passthru_wake_install(void)
-    {
-        struct sigaction a = { .sa_handler = passthru_wake };
-        return sigaction(SIGUSR1, &a, NULL) < 0 ? -errno : 0;
-    }
-    static void passthru_cond_init(pthread_cond_t *c)
-    {
-        pthread_condattr_t a;
-        pthread_condattr_init(&a);
-        pthread_condattr_setclock(&a, CLOCK_MONOTONIC);
-        pthread_cond_init(c, &a);
-        pthread_condattr_destroy(&a);
-    }
-    static int passthru_cond_wait_ms(pthread_cond_t *c, pthread_mutex_t *m, unsigned ms)
-    {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        t.tv_sec += ms / 1000;
-        t.tv_nsec += ms % 1000 * 1000000;
-        if (t.tv_nsec >= 1000000000) {
-            t.tv_sec++;
-            t.tv_nsec -= 1000000000;
-        }
-        return pthread_cond_timedwait(c, m, &t);
-    }
-    """
-    int passthru_wake_install()
-    void passthru_cond_init(pthread_cond_t *c)
-    int passthru_cond_wait_ms(pthread_cond_t *c, pthread_mutex_t *m, unsigned ms)  # 0: it was signalled
-    int poll_nothing "poll"(void *fds, unsigned long n, int ms)
-    enum:
-        SIGUSR1
+cdef void woken(int sig) noexcept nogil:
+    pass  # the signal only ends a system call with EINTR
+
+
+cdef void wake_install() noexcept nogil:
+    cdef signal_action action
+    memset(&action, 0, sizeof(action))
+    action.sa_handler = woken
+    change_signal(SIGUSR1, &action, NULL)
+
+
+cdef void cond_init(pthread_cond_t *c) noexcept nogil:
+    """A condition whose time is CLOCK_MONOTONIC."""
+    cdef pthread_condattr_t a
+    pthread_condattr_init(&a)
+    pthread_condattr_setclock(&a, CLOCK_MONOTONIC)
+    pthread_cond_init(c, &a)
+    pthread_condattr_destroy(&a)
+
+
+cdef int cond_wait_ms(pthread_cond_t *c, pthread_mutex_t *m, unsigned ms) noexcept nogil:
+    """0: it was signalled."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    t.tv_sec += ms / 1000
+    t.tv_nsec += ms % 1000 * 1000000
+    if t.tv_nsec >= 1000000000:
+        t.tv_sec += 1
+        t.tv_nsec -= 1000000000
+    return pthread_cond_timedwait(c, m, &t)
 
 
 cdef Pool *start(Server *s, unsigned nlanes, unsigned general, unsigned most) noexcept nogil:
@@ -123,9 +117,9 @@ cdef Pool *start(Server *s, unsigned nlanes, unsigned general, unsigned most) no
     p.server = s
     sched_getaffinity(0, sizeof(p.cpus), p.cpus)
     pthread_mutex_init(&p.lock, NULL)
-    passthru_cond_init(&p.work)
-    passthru_cond_init(&p.tending)
-    passthru_wake_install()
+    cond_init(&p.work)
+    cond_init(&p.tending)
+    wake_install()
     return p
 
 
@@ -144,7 +138,7 @@ cdef void *waiters_start(Server *s) noexcept nogil:
 
 cdef void nap() noexcept nogil:
     """A millisecond."""
-    poll_nothing(NULL, 0, 1)
+    poll(NULL, 0, 1)
 
 
 cdef unsigned pool_busy(void *pool) noexcept nogil:
@@ -386,7 +380,7 @@ cdef void *pool_thread(void *arg) noexcept nogil:
         r = take(p)
         while r == NULL and not p.stop:
             p.idle += 1
-            result = passthru_cond_wait_ms(&p.work, &p.lock, IDLE_S * 1000)
+            result = cond_wait_ms(&p.work, &p.lock, IDLE_S * 1000)
             p.idle -= 1
             r = take(p)
             if r == NULL and result != 0 and p.idle >= KEPT:
@@ -466,7 +460,7 @@ cdef void *tend(void *arg) noexcept nogil:
         if p.stop or p.chore != NULL:
             continue
         if more:
-            passthru_cond_wait_ms(&p.tending, &p.lock, p.tend_ms)
+            cond_wait_ms(&p.tending, &p.lock, p.tend_ms)
             p.tend_ms = min(2 * p.tend_ms, TEND_MOST_MS)
         else:
             pthread_cond_wait(&p.tending, &p.lock)

@@ -20,7 +20,7 @@ from passthru._copy cimport REMOTE_RING, payload_unmap, payloads_gather, payload
 from passthru._inode cimport Inode, InodeTable, inode_at
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
-from passthru._notify cimport FUSE_NOTIFY_RETRIEVE, Retrieve
+from passthru._notify cimport Retrieve
 from passthru._ops cimport undelivered
 from passthru._pool cimport end_by, nap
 from passthru._request cimport *
@@ -42,12 +42,10 @@ cdef enum:
     REST_MAX_NS = 1000000000
 
 
-cdef extern from * nogil:
-    """
-    static void passthru_cpu_only(cpu_set_t *set, unsigned cpu) { CPU_ZERO(set); if (cpu < CPU_SETSIZE) CPU_SET(cpu, set); }
-    """
-    void cpu_only "passthru_cpu_only"(cpu_set_t *mask, unsigned cpu)
-    int sched_getcpu()
+cdef void cpu_only(cpu_set_t *mask, unsigned cpu) noexcept nogil:
+    CPU_ZERO(mask)
+    if cpu < CPU_SETSIZE:
+        CPU_SET(cpu, mask)
 
 
 # ---------------------------------------------------------------- set-up

@@ -11,27 +11,16 @@ from passthru._request cimport *
 from passthru._stats cimport STATS_HEADER, ThreadStats
 
 
-cdef extern from * nogil:
-    """
-    #include <signal.h>
-    /* Signals belong to the main thread; SIGUSR1 wakes a serving thread out of a system call. */
-    static void passthru_mask_signals(void)
-    {
-        sigset_t set;
-        sigfillset(&set);
-        sigdelset(&set, SIGUSR1);
-        sigdelset(&set, SIGSEGV);
-        sigdelset(&set, SIGBUS);
-        sigdelset(&set, SIGABRT);
-        sigdelset(&set, SIGSYS);
-        pthread_sigmask(SIG_SETMASK, &set, NULL);
-    }
-    """
-    void passthru_mask_signals()
-
-
-cdef enum:
-    MADV_POPULATE_WRITE = 23
+cdef void mask_signals() noexcept nogil:
+    """Signals belong to the main thread; SIGUSR1 wakes a serving thread out of a system call."""
+    cdef sigset_t all_but
+    sigfillset(&all_but)
+    sigdelset(&all_but, SIGUSR1)
+    sigdelset(&all_but, SIGSEGV)
+    sigdelset(&all_but, SIGBUS)
+    sigdelset(&all_but, SIGABRT)
+    sigdelset(&all_but, SIGSYS)
+    pthread_sigmask(SIG_SETMASK, &all_but, NULL)
 
 
 cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
@@ -81,7 +70,7 @@ cdef int context_open(Context *ctx, Server *s, unsigned kind, int cpu) noexcept 
     ctx.server = s
     ctx.label_fd = -1
     ctx.id = IDS - 1
-    passthru_mask_signals()
+    mask_signals()
     # A umask and a working directory of its own; SETFSUID and groups are per thread anyway.
     if unshare(CLONE_FS) < 0 and (s.config.identity or s.config.own_umask):
         return -errno

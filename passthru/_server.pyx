@@ -25,7 +25,7 @@ from passthru._lock cimport locks_free, locks_new
 from passthru._pool cimport pool_busy, pool_cancel, pool_start, pool_stop, waiters_start
 from passthru._request cimport *
 from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
-from passthru._slab cimport slab_destroy, slab_init
+from passthru._slab cimport CHUNK_BITS, slab_destroy, slab_init
 from passthru._stats cimport *
 from passthru._trace cimport trace_switch
 
@@ -176,8 +176,8 @@ cdef class ServerCore:
             self.s.inodes.session = &self.s
             self.s.inodes.forget = forget_backing
         self.s.config.init_flags = flags
-        self.s.config.direct_opens = flags >> 36 & 1  # DIRECT_IO_ALLOW_MMAP
-        self.s.config.selinux = flags >> 32 & 1  # SECURITY_CTX
+        self.s.config.direct_opens = (flags & FUSE_DIRECT_IO_ALLOW_MMAP) != 0
+        self.s.config.selinux = (flags & FUSE_SECURITY_CTX) != 0
         self.s.stats.init_flags = flags
         self.s.stats.minor = minor
 
@@ -261,11 +261,6 @@ cdef class ServerCore:
         return bool(self.s.config.own_umask)
 
     @property
-    def source_by_handle(self):
-        """Inodes are held by file handle, not by open fds."""
-        return bool(self.s.inodes.fs[0].flags & FS_HANDLES)
-
-    @property
     def source_remote(self):
         """The source is a network filesystem, or a daemon's: its files may wait for long."""
         return bool(self.s.inodes.fs[0].flags & FS_REMOTE)
@@ -319,7 +314,7 @@ cdef void handles_destroy(Slab *handles) noexcept nogil:
     cdef Handle *h
     if handles.directory == NULL:
         return
-    for n in range(<uint64_t> handles.chunks << 10):
+    for n in range(<uint64_t> handles.chunks << CHUNK_BITS):
         h = <Handle *> slab_at(handles, n)
         if h != NULL and h.kind != H_FREE:
             if h.fd >= 0:
@@ -454,7 +449,7 @@ cdef class ReaderThread:
     def wake(self):
         """Get the thread out of read(2); to be repeated until it has ended."""
         if self.t.tid:
-            sys_tgkill(self.t.tid, 10)
+            sys_tgkill(self.t.tid, SIGUSR1)
 
     def close(self):
         if self.t.out:

@@ -19,11 +19,6 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
 
-cdef extern from "abi.h" nogil:
-    enum:
-        BLKGETSIZE64, BLKSSZGET, ENXIO, SEEK_DATA, SEEK_HOLE
-        FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
-
 cdef char ZEROES[4096]  # C zeroes it
 
 

@@ -2,13 +2,13 @@
 # mapping that passthru/stats.py reads (names and sizes: status_page.py). STATS_VERSION changes with the layout.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from passthru._abi cimport now_ns
+from passthru._abi cimport FUSE_OPCODES, leading_zeros, now_ns
 
 cdef enum:
     STATS_MAGIC = 0x75726874  # "thru"
     STATS_VERSION = 2
     STATS_HEADER = 16384      # bytes of the header in the file
-    STATS_OPCODES = 64
+    STATS_OPCODES = FUSE_OPCODES
     T_QUEUE = 1               # thread kinds
     T_DEV = 2
     T_POOL = 3
@@ -89,10 +89,6 @@ cdef struct ThreadStats:      # a multiple of 64 bytes
     uint64_t op_errors[STATS_OPCODES]   # of these, answered with an error
     uint64_t op_ns[STATS_OPCODES]       # nanoseconds that they took, all together
     uint64_t latency[STATS_OPCODES][LATENCY_BUCKETS]
-
-
-cdef extern from * nogil:
-    int leading_zeros "__builtin_clzll"(unsigned long long v)
 
 
 cdef inline unsigned latency_bucket(uint64_t ns) noexcept nogil:

@@ -5,26 +5,11 @@ All raise OSError; those that may wait release the GIL.
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._libc cimport *
-
-
-cdef extern from "sys/mount.h" nogil:
-    int c_umount2 "umount2"(const char *target, int flags)
-    int open_fd "open"(const char *path, int flags)
-    int c_mount "mount"(const char *source, const char *target, const char *fstype, unsigned long flags,
-                        const void *data)
-
-cdef extern from "sched.h" nogil:
-    int c_setns "setns"(int fd, int nstype)
-
-
-cdef extern from "sys/fanotify.h" nogil:
-    int fanotify_init(unsigned flags, unsigned event_f_flags)
-    int fanotify_mark(int fd, unsigned flags, uint64_t mask, int dirfd, const char *path)
 
 
 cdef int check(int r, what) except -1:
@@ -43,35 +28,35 @@ def clone_mount(int fd, unsigned clear, unsigned set, bint recursive, bint priva
 
 def fsopen(bytes fstype):
     """fsopen(2), close-on-exec."""
-    return check(sys_fsopen(fstype, 1), "fsopen")
+    return check(sys_fsopen(fstype, FSOPEN_CLOEXEC), "fsopen")
 
 
 def fsconfig_string(int fd, bytes key, bytes value):
     """fsconfig(2) FSCONFIG_SET_STRING."""
-    check(sys_fsconfig(fd, 1, key, value, 0), os.fsdecode(key))
+    check(sys_fsconfig(fd, FSCONFIG_SET_STRING, key, value, 0), os.fsdecode(key))
 
 
 def fsconfig_flag(int fd, bytes key):
     """fsconfig(2) FSCONFIG_SET_FLAG."""
-    check(sys_fsconfig(fd, 0, key, NULL, 0), os.fsdecode(key))
+    check(sys_fsconfig(fd, FSCONFIG_SET_FLAG, key, NULL, 0), os.fsdecode(key))
 
 
 def fsconfig_create(int fd):
     """fsconfig(2) FSCONFIG_CMD_CREATE; with SYNC_INIT it waits until INIT is answered."""
     cdef int r
     with nogil:
-        r = sys_fsconfig(fd, 6, NULL, NULL, 0)
+        r = sys_fsconfig(fd, FSCONFIG_CMD_CREATE, NULL, NULL, 0)
     check(r, "fsconfig")
 
 
 def fsmount(int fd, unsigned attributes):
     """fsmount(2): an fd of the new, detached mount."""
-    return check(sys_fsmount(fd, 1, attributes), "fsmount")
+    return check(sys_fsmount(fd, FSMOUNT_CLOEXEC, attributes), "fsmount")
 
 
 def move_mount(int mount_fd, int target_fd):
     """move_mount(2) of a detached mount onto the object that target_fd refers to."""
-    check(sys_move_mount(mount_fd, "", target_fd, "", 0x4 | 0x40), "move_mount")
+    check(sys_move_mount(mount_fd, "", target_fd, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH), "move_mount")
 
 
 def umount(bytes target, int flags):
@@ -88,13 +73,13 @@ def remount(bytes target, unsigned long flags):
     cdef int r
     cdef const char *path = target
     with nogil:
-        r = -errno if c_mount(NULL, path, NULL, flags | 32, NULL) < 0 else 0
+        r = -errno if c_mount(NULL, path, NULL, flags | MS_REMOUNT, NULL) < 0 else 0
     check(r, os.fsdecode(target))
 
 
 def enter_mount_namespace(int fd):
     """setns(2) with CLONE_NEWNS; the calling process must have one thread."""
-    check(-errno if c_setns(fd, 0x20000) < 0 else 0, "setns")
+    check(-errno if c_setns(fd, CLONE_NEWNS) < 0 else 0, "setns")
 
 
 def sync_mount(bytes target):
@@ -102,7 +87,7 @@ def sync_mount(bytes target):
     cdef int fd
     cdef const char *path = target
     with nogil:
-        fd = open_fd(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW)
+        fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW)
         if fd >= 0:
             syncfs(fd)
             close(fd)
@@ -155,7 +140,7 @@ def thread_name(bytes name):
 
 def new_user_namespace():
     """unshare(2) into a user namespace and a mount namespace of one's own; the process must have one thread."""
-    check(-errno if unshare(0x10000000 | 0x20000) < 0 else 0, "unshare")
+    check(-errno if unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0 else 0, "unshare")
 
 
 def try_io_uring():
@@ -173,10 +158,10 @@ def try_file_handle(int fd):
 
 def try_fanotify(int fd):
     """May this process watch the whole filesystem of an object, with names (fanotify(7))?"""
-    cdef int group = fanotify_init(0xC00 | 1, 0)  # FAN_REPORT_DFID_NAME, FAN_CLOEXEC
+    cdef int group = fanotify_init(FAN_REPORT_DFID_NAME | FAN_CLOEXEC, 0)
     check(-errno if group < 0 else 0, "fanotify_init")
     try:
-        # FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_MODIFY
-        check(-errno if fanotify_mark(group, 0x101, 2, fd, NULL) < 0 else 0, "fanotify_mark")
+        check(-errno if fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_MODIFY, fd, NULL) < 0 else 0,
+              "fanotify_mark")
     finally:
         close(group)

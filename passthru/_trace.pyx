@@ -7,14 +7,11 @@ commits (_ring) have no moment when the reply is known, so there are none meanwh
 from libc.stdint cimport uint64_t
 
 from passthru._abi cimport atomic_get32, atomic_set32, fuse_out_header
-from passthru._libc cimport snprintf
+from passthru._libc cimport snprintf, strerror_r
 from passthru._log cimport LOG_LINE, log_trace
 from passthru._ops cimport op_name
 from passthru._request cimport *
 from passthru._uring cimport Uring
-
-cdef extern from "string.h" nogil:
-    char *strerror_r(int error, char *buf, size_t size)
 
 cdef void request_line(Request *r, Uring *ring) noexcept nogil:
     cdef char line[LOG_LINE]

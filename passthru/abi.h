@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The kernel ABI that passthru speaks: FUSE 7.31 .. 7.46 (fuse(4),
- * Documentation/filesystems/fuse/), FUSE over io_uring, io_uring(7), and the
- * system calls that older C libraries do not wrap. Own declarations with the
+ * The kernel ABI that passthru speaks: FUSE (fuse(4), Documentation/filesystems/fuse/;
+ * which versions: init.py), FUSE over io_uring, io_uring(7), and the system calls that
+ * older C libraries do not wrap (their numbers: syscalls.h). Own declarations with the
  * kernel's names, so that the build needs no recent kernel headers; every
  * layout is asserted at the end of its section.
  */
@@ -30,9 +30,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -49,9 +51,19 @@
 #ifndef MADV_COLLAPSE /* <sys/mman.h> before glibc 2.37 */
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_POPULATE_WRITE /* Linux 5.14 */
+#define MADV_POPULATE_WRITE 23
+#endif
 #ifndef STATX_MNT_ID_UNIQUE /* Linux 6.8; not used again, and no number of mountinfo */
 #define STATX_MNT_ID_UNIQUE 0x4000u
 #endif
+
+/* The numbers of system calls: CALL_openat2 and so on. */
+enum {
+#define CALL(name, number) CALL_##name = number,
+#include "syscalls.h"
+#undef CALL
+};
 
 #define ABI_SIZE(type, size) \
 	_Static_assert(sizeof(type) == (size), #type " has another size")
@@ -60,13 +72,7 @@
 
 /* ------------------------------------------------------------------ FUSE */
 
-enum {
-	FUSE_KERNEL_VERSION = 7,
-	FUSE_KERNEL_MINOR_VERSION = 46,
-	FUSE_MIN_MINOR_VERSION = 31,
-	FUSE_ROOT_ID = 1,
-	FUSE_MIN_READ_BUFFER = 8192,
-};
+enum { FUSE_ROOT_ID = 1 };
 
 enum fuse_opcode {
 	FUSE_LOOKUP = 1,
@@ -122,6 +128,10 @@ enum fuse_opcode {
 	FUSE_COPY_FILE_RANGE_64 = 53,
 	FUSE_OPCODES = 64, /* size of tables indexed by opcode */
 };
+
+/* Those of fuse_init_in.flags and flags2 that C code asks for; all are in init.py, which chooses. */
+#define FUSE_SECURITY_CTX (1ull << 32)
+#define FUSE_DIRECT_IO_ALLOW_MMAP (1ull << 36)
 
 /* fuse_setattr_in.valid */
 enum {
@@ -305,6 +315,33 @@ struct fuse_init_out {
 	uint16_t request_timeout, unused[11];
 };
 
+/* What is written without having been asked for: its code is fuse_out_header.error, unique is 0. See _notify.pyx. */
+enum fuse_notify_code {
+	FUSE_NOTIFY_POLL = 1,
+	FUSE_NOTIFY_INVAL_INODE = 2,
+	FUSE_NOTIFY_INVAL_ENTRY = 3,
+	FUSE_NOTIFY_STORE = 4,
+	FUSE_NOTIFY_RETRIEVE = 5,
+	FUSE_NOTIFY_DELETE = 6,
+	FUSE_NOTIFY_RESEND = 7,    /* 7.40 */
+	FUSE_NOTIFY_INC_EPOCH = 8, /* 7.44 */
+	FUSE_NOTIFY_PRUNE = 9,     /* 7.45 */
+	FUSE_NOTIFY_CODES = 16,    /* size of tables indexed by code */
+};
+
+/* fuse_notify_inval_entry_out.flags; 7.38 */
+enum { FUSE_EXPIRE_ONLY = 1 << 0 };
+
+/* fuse_in_header.unique of a request that is sent again */
+#define FUSE_UNIQUE_RESEND (1ull << 63)
+
+struct fuse_notify_poll_wakeup_out { uint64_t kh; };
+struct fuse_notify_inval_inode_out { uint64_t ino; int64_t off, len; };
+struct fuse_notify_inval_entry_out { uint64_t parent; uint32_t namelen, flags; }; /* and the name, with its NUL */
+struct fuse_notify_delete_out { uint64_t parent, child; uint32_t namelen, padding; }; /* the same */
+struct fuse_notify_retrieve_out { uint64_t notify_unique, nodeid, offset; uint32_t size, padding; };
+struct fuse_notify_prune_out { uint32_t count, padding; uint64_t spare; }; /* and the nodeids */
+
 struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
 
 #define FUSE_DEV_IOC_CLONE _IOR(229, 0, uint32_t)
@@ -338,6 +375,14 @@ ABI_SIZE(struct fuse_lseek_in, 24);
 ABI_SIZE(struct fuse_copy_file_range_in, 56);
 ABI_SIZE(struct fuse_dirent, 24);
 ABI_SIZE(struct fuse_backing_map, 16);
+ABI_SIZE(struct fuse_notify_poll_wakeup_out, 8);
+ABI_SIZE(struct fuse_notify_inval_inode_out, 24);
+ABI_SIZE(struct fuse_notify_inval_entry_out, 16);
+ABI_AT(struct fuse_notify_inval_entry_out, flags, 12);
+ABI_SIZE(struct fuse_notify_delete_out, 24);
+ABI_AT(struct fuse_notify_delete_out, namelen, 16);
+ABI_SIZE(struct fuse_notify_retrieve_out, 32);
+ABI_SIZE(struct fuse_notify_prune_out, 16);
 ABI_SIZE(struct fuse_init_in, 64);
 ABI_SIZE(struct fuse_init_out, 64);
 ABI_AT(struct fuse_init_out, flags2, 32);
@@ -506,49 +551,49 @@ ABI_SIZE(struct io_uring_rsrc_update2, 32);
 
 static inline int sys_io_uring_setup(unsigned entries, struct io_uring_params *p)
 {
-	int r = (int)syscall(425, entries, p);
+	int r = (int)syscall(CALL_io_uring_setup, entries, p);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_io_uring_enter(int fd, unsigned to_submit, unsigned min_complete,
 				     unsigned flags)
 {
-	int r = (int)syscall(426, fd, to_submit, min_complete, flags, NULL, 0);
+	int r = (int)syscall(CALL_io_uring_enter, fd, to_submit, min_complete, flags, NULL, 0);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_io_uring_register(int fd, unsigned op, void *arg, unsigned nr)
 {
-	int r = (int)syscall(427, fd, op, arg, nr);
+	int r = (int)syscall(CALL_io_uring_register, fd, op, arg, nr);
 	return r < 0 ? -errno : r;
 }
 
 /* --------------------------------------------- other system calls, -errno */
 
 /* glibc's set*id wrappers change every thread; these change the caller only. */
-static inline int sys_setfsuid(uid_t uid) { return (int)syscall(SYS_setfsuid, uid); }
-static inline int sys_setfsgid(gid_t gid) { return (int)syscall(SYS_setfsgid, gid); }
+static inline int sys_setfsuid(uid_t uid) { return (int)syscall(CALL_setfsuid, uid); }
+static inline int sys_setfsgid(gid_t gid) { return (int)syscall(CALL_setfsgid, gid); }
 static inline int sys_setgroups(size_t n, const gid_t *list)
 {
-	return syscall(SYS_setgroups, n, list) < 0 ? -errno : 0;
+	return syscall(CALL_setgroups, n, list) < 0 ? -errno : 0;
 }
 
 /* Drop and raise effective capabilities of the calling thread (bits of 0..31). 0 or -errno. */
 static inline int sys_cap_change(uint32_t drop, uint32_t raise)
 {
-	struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
+	struct { uint32_t version; int pid; } header = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct { uint32_t effective, permitted, inheritable; } data[2];
-	if (syscall(SYS_capget, &header, data) < 0)
+	if (syscall(CALL_capget, &header, data) < 0)
 		return -errno;
 	data[0].effective = (data[0].effective & ~drop) | (data[0].permitted & raise);
-	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+	return syscall(CALL_capset, &header, data) < 0 ? -errno : 0;
 }
 
 static inline int sys_has_cap(uint32_t tid, unsigned cap)
 {
-	struct { uint32_t version; int pid; } header = { 0x20080522, (int)tid };
+	struct { uint32_t version; int pid; } header = { _LINUX_CAPABILITY_VERSION_3, (int)tid };
 	struct { uint32_t effective, permitted, inheritable; } data[2];
-	return tid && syscall(SYS_capget, &header, data) == 0 && data[0].effective >> cap & 1;
+	return tid && syscall(CALL_capget, &header, data) == 0 && data[0].effective >> cap & 1;
 }
 
 /*
@@ -630,48 +675,48 @@ static inline int sys_in_group(uint32_t tid, uint32_t gid)
 }
 
 /* With CAP_SYS_RESOURCE, writes for others would pass by their quotas. */
-static inline int sys_cap_drop_resource(void) { return sys_cap_change(1u << 24, 0); }
+static inline int sys_cap_drop_resource(void) { return sys_cap_change(1u << CAP_SYS_RESOURCE, 0); }
 
 /* Without CAP_FSETID suid and sgid go with a write. */
-static inline int sys_cap_fsetid(int raise) { return sys_cap_change(raise ? 0 : 1u << 4, raise ? 1u << 4 : 0); }
+static inline int sys_cap_fsetid(int raise) { return sys_cap_change(raise ? 0 : 1u << CAP_FSETID, raise ? 1u << CAP_FSETID : 0); }
 
-/* CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which setfsuid(2) took. */
-static inline int sys_cap_override(void) { return sys_cap_change(0, 3u << 1); }
+/* What setfsuid(2) took. */
+static inline int sys_cap_override(void) { return sys_cap_change(0, 1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH); }
 
-static inline int sys_gettid(void) { return (int)syscall(SYS_gettid); }
+static inline int sys_gettid(void) { return (int)syscall(CALL_gettid); }
 
 static inline long sys_getdents64(int fd, void *buf, size_t len)
 {
-	long r = syscall(SYS_getdents64, fd, buf, len);
+	long r = syscall(CALL_getdents64, fd, buf, len);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_fchmodat2(int fd, const char *path, mode_t mode, int flags)
 {
-	return syscall(452, fd, path, mode, flags) < 0 ? -errno : 0;
+	return syscall(CALL_fchmodat2, fd, path, mode, flags) < 0 ? -errno : 0;
 }
 
 static inline int sys_faccessat2(int fd, const char *path, int mode, int flags)
 {
-	return syscall(439, fd, path, mode, flags) < 0 ? -errno : 0;
+	return syscall(CALL_faccessat2, fd, path, mode, flags) < 0 ? -errno : 0;
 }
 
 static inline int sys_renameat2(int fd, const char *a, int fd2, const char *b, unsigned flags)
 {
-	return syscall(SYS_renameat2, fd, a, fd2, b, flags) < 0 ? -errno : 0;
+	return syscall(CALL_renameat2, fd, a, fd2, b, flags) < 0 ? -errno : 0;
 }
 
 /* openat(2) of a name that must not lead into another mount: -EXDEV. */
 static inline int sys_openat_here(int fd, const char *name, int flags)
 {
 	struct open_how how = { .flags = (uint64_t)flags, .resolve = RESOLVE_NO_XDEV };
-	int r = (int)syscall(437, fd, name, &how, sizeof(how));
+	int r = (int)syscall(CALL_openat2, fd, name, &how, sizeof(how));
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_tgkill(int tid, int sig)
 {
-	return syscall(SYS_tgkill, getpid(), tid, sig) < 0 ? -errno : 0;
+	return syscall(CALL_tgkill, getpid(), tid, sig) < 0 ? -errno : 0;
 }
 
 /* A file handle with room for every filesystem's (name_to_handle_at(2)). */
@@ -681,25 +726,33 @@ struct file_handle_max {
 	unsigned char f_handle[128];
 };
 
-static inline int sys_handle_of_name(int fd, const char *name, struct file_handle_max *fh)
+/* The handle of the object that `fd` refers to. */
+static inline int sys_name_to_handle_at(int fd, struct file_handle_max *fh)
 {
 	int mount_id;
 	fh->handle_bytes = sizeof(fh->f_handle);
-	return syscall(SYS_name_to_handle_at, fd, name, fh, &mount_id, AT_EMPTY_PATH) < 0 ? -errno : 0;
-}
-
-static inline int sys_name_to_handle_at(int fd, struct file_handle_max *fh)
-{
-	return sys_handle_of_name(fd, "", fh);
+	return syscall(CALL_name_to_handle_at, fd, "", fh, &mount_id, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 static inline int sys_open_by_handle_at(int mount_fd, struct file_handle_max *fh, int flags)
 {
-	int r = (int)syscall(SYS_open_by_handle_at, mount_fd, fh, flags);
+	int r = (int)syscall(CALL_open_by_handle_at, mount_fd, fh, flags);
 	return r < 0 ? -errno : r;
 }
 
 /* ------------------------------------------------------- mount API, -errno */
+
+#ifndef AT_RECURSIVE
+#define AT_RECURSIVE 0x8000
+#endif
+#ifndef OPEN_TREE_CLONE /* <sys/mount.h> from glibc 2.36 on has these, too */
+#define OPEN_TREE_CLONE 1
+#define FSOPEN_CLOEXEC 1
+#define FSMOUNT_CLOEXEC 1
+#define MOVE_MOUNT_F_EMPTY_PATH 0x4
+#define MOVE_MOUNT_T_EMPTY_PATH 0x40
+enum { FSCONFIG_SET_FLAG = 0, FSCONFIG_SET_STRING = 1, FSCONFIG_CMD_CREATE = 6 };
+#endif
 
 struct mount_setattr_args { uint64_t attr_set, attr_clr, propagation, userns_fd; };
 ABI_SIZE(struct mount_setattr_args, 32);
@@ -711,10 +764,10 @@ ABI_SIZE(struct mount_setattr_args, 32);
 static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recursive, int private)
 {
 	struct mount_setattr_args a = {
-		.attr_clr = clear, .attr_set = set, .propagation = private ? 1 << 18 /* MS_PRIVATE */ : 0 };
-	unsigned flags = AT_EMPTY_PATH | (recursive ? 0x8000 /* AT_RECURSIVE */ : 0);
-	int r = (int)syscall(428, fd, "", flags | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
-	if (r >= 0 && syscall(442, r, "", flags, &a, sizeof(a)) < 0) {
+		.attr_clr = clear, .attr_set = set, .propagation = private ? MS_PRIVATE : 0 };
+	unsigned flags = AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0);
+	int r = (int)syscall(CALL_open_tree, fd, "", flags | OPEN_TREE_CLONE | O_CLOEXEC);
+	if (r >= 0 && syscall(CALL_mount_setattr, r, "", flags, &a, sizeof(a)) < 0) {
 		int e = errno;
 		close(r);
 		return -e;
@@ -728,7 +781,7 @@ static inline int sys_clone_mount(int fd, unsigned clear, unsigned set, int recu
  */
 static inline int sys_clone_bare(int fd)
 {
-	int r = (int)syscall(428, fd, "", AT_EMPTY_PATH | 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC);
+	int r = (int)syscall(CALL_open_tree, fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | O_CLOEXEC);
 	return r < 0 ? -errno : r;
 }
 
@@ -736,36 +789,36 @@ static inline int sys_clone_bare(int fd)
 static inline int sys_mount_change(int fd, unsigned set, unsigned clear)
 {
 	struct mount_setattr_args a = { .attr_set = set, .attr_clr = clear };
-	return syscall(442, fd, "", AT_EMPTY_PATH, &a, sizeof(a)) < 0 ? -errno : 0;
+	return syscall(CALL_mount_setattr, fd, "", AT_EMPTY_PATH, &a, sizeof(a)) < 0 ? -errno : 0;
 }
 
 /* A private copy of the mount that begins at the directory `path`: open_tree(2), OPEN_TREE_CLONE. */
 static inline int sys_open_tree(const char *path)
 {
-	int r = (int)syscall(428, AT_FDCWD, path, 1 | O_CLOEXEC);
+	int r = (int)syscall(CALL_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | O_CLOEXEC);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_fsopen(const char *fs, unsigned flags)
 {
-	int r = (int)syscall(430, fs, flags);
+	int r = (int)syscall(CALL_fsopen, fs, flags);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value, int aux)
 {
-	return syscall(431, fd, cmd, key, value, aux) < 0 ? -errno : 0;
+	return syscall(CALL_fsconfig, fd, cmd, key, value, aux) < 0 ? -errno : 0;
 }
 
 static inline int sys_fsmount(int fd, unsigned flags, unsigned attr)
 {
-	int r = (int)syscall(432, fd, flags, attr);
+	int r = (int)syscall(CALL_fsmount, fd, flags, attr);
 	return r < 0 ? -errno : r;
 }
 
 static inline int sys_move_mount(int fd, const char *a, int fd2, const char *b, unsigned flags)
 {
-	return syscall(429, fd, a, fd2, b, flags) < 0 ? -errno : 0;
+	return syscall(CALL_move_mount, fd, a, fd2, b, flags) < 0 ? -errno : 0;
 }
 
 /* ------------------------------------------------------------------ cpu */
@@ -779,6 +832,9 @@ static inline void cpu_relax(void)
 #endif
 }
 
+/* How many of the highest bits are 0; v is not. */
+static inline int leading_zeros(uint64_t v) { return __builtin_clzll(v); }
+
 static inline uint64_t now_ns(void)
 {
 	struct timespec t;
@@ -790,7 +846,6 @@ static inline uint64_t now_ns(void)
 
 static inline uint32_t atomic_add32(uint32_t *p, uint32_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
 static inline uint32_t atomic_sub32(uint32_t *p, uint32_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_ACQ_REL); }
-static inline uint64_t atomic_add64(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
 static inline uint32_t atomic_get32(uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_set32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint32_t atomic_swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from .options import Options
 
+# The protocol's versions, all that is known of them here.
 MAJOR, MINOR, MIN_MINOR = 7, 46, 37
+BUFFERS = 46  # from this minor on the ring's requests may share payload buffers, in one way or the other
 OLDEST = "6.1"  # the Linux that speaks 7.MIN_MINOR. Ones before 5.13 do not check who changes inode flags
 EXTENSIONS = 38  # from this minor on a request says where its extensions begin
 OP_INIT = 26
@@ -105,6 +107,13 @@ class Init:
     def offers(self, name: str) -> bool:
         """Does the kernel know the capability?"""
         return bool(self.flags & flag(name))
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The forms of FUSE over io_uring that the kernel has, if it has that; the best one last."""
+        if self.offers("HAS_IO_URING_BUFPOOL"):
+            return "per-entry", "bufpool"
+        return ("per-entry", "bufring") if self.minor >= BUFFERS else ("per-entry",)
 
 
 def flag(name: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import resource
 import shutil
 import stat
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import _sys, init, mounting
+from . import _mounts, _sys, init, mounting
 from .capabilities import (
     CAP_DAC_READ_SEARCH,
     CAP_IPC_LOCK,
@@ -32,8 +31,7 @@ from .stdio import quiet
 
 FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
-STACKED = ("overlay", "ecryptfs", "fuse", "fuseblk")  # the kernel stacks no passthrough on these
-REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs")
+NO_BACKING = {*_mounts.STACKED, "fuse", "fuseblk"}  # the kernel passes no files through to these
 
 
 @dataclass(frozen=True)
@@ -245,13 +243,12 @@ def uring_check() -> Check:
 def offered_checks(asked: init.Init) -> list[Check]:
     """Of what INIT offers, what makes a difference."""
     found = []
-    pool, newer = asked.offers("HAS_IO_URING_BUFPOOL"), asked.minor >= 46
+    shared = len(asked.dialects) > 1
     if asked.offers("OVER_IO_URING"):
-        words = ["per-entry", *["bufpool"] * pool, *["bufring"] * (newer and not pool)]
-        found.append(Check("dialects", "ok", ", ".join(words),
-                           "" if pool or newer else "shared buffers (bufpool): Linux 7.3"))
+        found.append(Check("dialects", "ok", ", ".join(asked.dialects),
+                           "" if shared else "shared buffers (bufpool): Linux 7.3"))
     root = capable_of_all(CAP_SYS_ADMIN)
-    if not (pool or newer):
+    if not shared:
         found.append(Check("zero-copy", "missing", "this kernel has none", "Linux 7.3"))
     else:
         found.append(Check("zero-copy", "ok", "yes") if root else Check(
@@ -350,10 +347,11 @@ def source_checks(path: str) -> list[Check]:
         checks.append(Check("  xattrs", "ok", "yes") if error is None else Check("  xattrs", "note", reason(error)))
         error = _tried(lambda: _sys.try_fanotify(fd))
         checks.append(Check("  fanotify", "ok", "yes") if error is None else Check("  fanotify", "note", reason(error)))
-        if re.split(r"\.", kind)[0] in STACKED:
+        family = kind.partition(".")[0]  # fuse.subtype
+        if family in NO_BACKING:
             checks.append(Check("  passthrough", "note", f"not on {kind}: the daemon reads and writes"))
-        if kind in REMOTE:
-            checks.append(Check("  remote", "note", f"{kind}: requests may wait for the network"))
+        if family in _mounts.REMOTE:
+            checks.append(Check("  remote", "note", f"{kind}: requests may wait for a network or another daemon"))
         return checks
     finally:
         os.close(fd)

@@ -6,15 +6,18 @@ not run the program for them.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import signal
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ._confine import NUMBERS
+
 KILL_PROCESS, TRAP, ERRNO, ALLOW = 0x80000000, 0x00030000, 0x00050000, 0x7FFF0000
 X32 = 0x40000000  # bit of the numbers of x86-64's other ABI
 AUDIT_ARCH_X86_64 = 0xC000003E
-ENOSYS = 38
 
 # Opcodes of classic BPF, and where struct seccomp_data has what.
 LOAD, AND, JEQ, JGE, RET = 0x20, 0x54, 0x15, 0x35, 0x06
@@ -27,8 +30,9 @@ PROT_EXEC = 4
 PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 15, 16, 23, 24, 38
 PR_CAP_AMBIENT, PR_SET_VMA = 47, 0x53564D41
 # fcntl(2): copies, flags, locks, the size of pipes. Not whom a signal is sent to: that may be any process.
-FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1031, 1032)
-URING_REGISTERS = (9, 15, 16, 19)  # personalities, buffers, the number of workers; see _uring.pyx
+FCNTLS = tuple(getattr(fcntl, f"F_{name}") for name in (
+    "DUPFD DUPFD_CLOEXEC GETFD SETFD GETFL SETFL GETLK SETLK SETLKW OFD_GETLK OFD_SETLK OFD_SETLKW SETPIPE_SZ"
+    " GETPIPE_SZ").split())
 
 # Files: by fd, or by a name below the directory of an fd.
 FILES = (
@@ -56,13 +60,14 @@ THERE = (
     "io_uring_enter sendto sendmsg recvfrom recvmsg accept accept4 getsockopt getsockname getpeername"
     " setsockopt shutdown").split()
 
-IOCTLS = {
-    "FS_IOC_GETFLAGS": 0x80086601, "FS_IOC_SETFLAGS": 0x40086602, "FS_IOC_GETVERSION": 0x80087601,
-    "FS_IOC_FSGETXATTR": 0x801C581F, "FS_IOC_FSSETXATTR": 0x401C5820,
-    "FUSE_DEV_IOC_CLONE": 0x8004E500, "FUSE_DEV_IOC_BACKING_OPEN": 0x4010E501, "FUSE_DEV_IOC_BACKING_CLOSE": 0x4004E502,
-    "BLKGETSIZE64": 0x80081272, "BLKSSZGET": 0x1268, "BLKROGET": 0x125E,
-    "FIONREAD": 0x541B, "FIONBIO": 0x5421, "FIOCLEX": 0x5451, "FIONCLEX": 0x5450, "TCGETS": 0x5401,
-}
+# By name; _confine has the numbers.
+IOCTLS = (
+    "FS_IOC_GETFLAGS FS_IOC_SETFLAGS FS_IOC_GETVERSION FS_IOC_FSGETXATTR FS_IOC_FSSETXATTR"
+    " FUSE_DEV_IOC_CLONE FUSE_DEV_IOC_BACKING_OPEN FUSE_DEV_IOC_BACKING_CLOSE BLKGETSIZE64 BLKSSZGET BLKROGET"
+    " FIONREAD FIONBIO FIOCLEX FIONCLEX TCGETS").split()
+URING_REGISTERS = (
+    "IORING_REGISTER_PERSONALITY IORING_REGISTER_BUFFERS2 IORING_REGISTER_BUFFERS_UPDATE"
+    " IORING_REGISTER_IOWQ_MAX_WORKERS").split()
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,16 @@ def rules(pid: int) -> dict[str, Rule]:
     """By name, what the process `pid` may call; all else ends it."""
     found = {name: Rule() for name in [*FILES, *IDENTITY, *RUNTIME, *THERE]}
     found.update({
-        "ioctl": Rule(tuple(When(1, request) for request in IOCTLS.values())),
+        "ioctl": Rule(tuple(When(1, NUMBERS[name]) for name in IOCTLS)),
         "fcntl": Rule(tuple(When(1, command) for command in FCNTLS)),
-        "io_uring_register": Rule(tuple(When(1, opcode) for opcode in URING_REGISTERS)),
+        "io_uring_register": Rule(tuple(When(1, NUMBERS[name]) for name in URING_REGISTERS)),
         "prlimit64": Rule((When(0, 0),)),  # its own limits
         # No new code: neither mapped nor made out of data.
         "mmap": Rule((When(2, 0, PROT_EXEC),)),
         "mprotect": Rule((When(2, 0, PROT_EXEC),)),
         # Threads, but no processes. The arguments of clone3 cannot be seen; without it the C library takes clone.
         "clone": Rule((When(0, CLONE_THREAD_FLAGS, CLONE_THREAD_FLAGS | CLONE_NEW),)),
-        "clone3": Rule((When(1, 0xFFFFFFFF),), ERRNO | ENOSYS),  # never: its second argument is a size
+        "clone3": Rule((When(1, 0xFFFFFFFF),), ERRNO | errno.ENOSYS),  # never: its second argument is a size
         "unshare": Rule((When(0, CLONE_FS),)),
         "prctl": Rule(tuple(When(0, option) for option in (
             PR_SET_NAME, PR_GET_NAME, PR_SET_VMA, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_CAP_AMBIENT,

@@ -35,7 +35,8 @@ SWEEP = 2.0  # seconds
 LEAST_FDS = 128
 HANGING = 5.0  # seconds that threads may take to end which the source does not answer
 ELSEWHERE = 2.0  # seconds that the connection may outlive the mount that a signal has ended
-PER_ENTRY, BUFRING, BUFPOOL = 1, 2, 3  # status_page.DIALECTS
+NUMBERS = {name: n for n, name in status_page.DIALECTS.items()}
+PER_ENTRY, BUFRING, BUFPOOL = (NUMBERS[name] for name in ("per-entry", "bufring", "bufpool"))
 KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -615,9 +616,8 @@ class Session:
         o = self.options
         if self.transport != "ring":
             return
-        newest = BUFRING if request.minor >= 46 else PER_ENTRY
-        best = BUFPOOL if request.offers("HAS_IO_URING_BUFPOOL") else newest
-        wanted = next((n for n, name in status_page.DIALECTS.items() if name == o.dialect), best)
+        best = NUMBERS[request.dialects[-1]]
+        wanted = NUMBERS.get(o.dialect, best)
         # Buffer rings zero-copy with everything pinned or not at all.
         unpinned = wanted == BUFRING and not (self.pin and o.pin_headers)
         self.zero_copy = best != PER_ENTRY and wanted == best and o.zero_copy != "off" and not unpinned \

@@ -8,9 +8,8 @@ import os
 import stat
 from dataclasses import dataclass
 
+from ._confine import NUMBERS
 from .errors import SourceError, reason
-
-BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272  # linux/fs.h
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def open_source(path: str) -> Source:
         raise SourceError(f"source {path}: {reason(e)}") from None
     size, read_only = os.fstat(fd).st_size, False
     if stat.S_ISBLK(mode):
-        size, read_only = _ask(fd, BLKGETSIZE64, "Q"), bool(_ask(fd, BLKROGET, "i"))
+        size, read_only = _ask(fd, NUMBERS["BLKGETSIZE64"], "Q"), bool(_ask(fd, NUMBERS["BLKROGET"], "i"))
     return Source(fd, mode, size, read_only)
 
 

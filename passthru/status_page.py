@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import log
+from . import _dialect, log
 from ._ops import operations
 from .mounting import mounts
 
 MAGIC, VERSION, HEADER = 0x75726874, 2, 16384
 TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
-DIALECTS = {0: "", 1: "per-entry", 2: "bufring", 3: "bufpool"}
+DIALECTS = {0: "", **_dialect.DIALECTS}
 KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
 SETTINGS = 6144  # room for the settings in the header
 BUCKETS = 224

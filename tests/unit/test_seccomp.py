@@ -1,4 +1,5 @@
 """The filter of system calls, run by an interpreter of the BPF that seccomp(2) has."""
+import errno
 import signal
 import struct
 
@@ -77,7 +78,7 @@ def test_other_architectures_end_it():
     # CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | SETTLS | PARENT_SETTID | CHILD_CLEARTID, as pthread_create(3)
     ("clone", (0x003D0F00,), ALLOW), ("clone", (17,), TRAP), ("clone", (0x003D0F00 | 0x20000000,), TRAP),
     ("clone", (0x003D0F00 | 0x00020000,), TRAP), ("clone", (0x4111,), TRAP),
-    ("clone3", (1 << 40, 88), ERRNO | seccomp.ENOSYS),
+    ("clone3", (1 << 40, 88), ERRNO | errno.ENOSYS),
     ("prctl", (15,), ALLOW), ("prctl", (4, 1), TRAP), ("prctl", (22, 2), TRAP), ("prctl", (0x59616D61, 1), TRAP),
     ("ioctl", (3, 0x4010E501), ALLOW), ("ioctl", (3, 0x80086601), ALLOW), ("ioctl", (3, 0x5412), TRAP),
     ("ioctl", (3, 0xC0045877), TRAP), ("ioctl", (3, 0x4004E500 | 3), TRAP),

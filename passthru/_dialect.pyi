@@ -1,0 +1,3 @@
+"""Types of _dialect.pyx: what is said there is not repeated here."""
+
+DIALECTS: dict[int, str]
