@@ -13,7 +13,7 @@ from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._notify cimport notify_inode
+from passthru._notify cimport notify_pages
 from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -637,7 +637,7 @@ cdef int blocking_lseek(Request *r) noexcept nogil:
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef int64_t at
     if server_of(r).config.writeback:
-        notify_inode(server_of(r), r.handle.node, <int64_t> (arg.offset & ~<uint64_t> 4095))
+        notify_pages(server_of(r), r.handle.node, <int64_t> (arg.offset & ~<uint64_t> 4095), 0)
     at = lseek(r.fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno

@@ -164,6 +164,7 @@ cdef int fs_covered(InodeTable *t, uint64_t mnt_id, unsigned fs, uint64_t ino) n
 cdef int fs_fd(InodeTable *t, unsigned fs) noexcept nogil
 cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name) noexcept nogil
 cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil
+cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *fh) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *fh) noexcept nogil
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil

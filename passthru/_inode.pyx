@@ -704,6 +704,59 @@ cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max
         sched_yield()  # its fd is just being closed
 
 
+cdef uint32_t hash_known(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs, statx *stx,
+                         file_handle_max *fh) noexcept nogil:
+    """hash_match() of what is there for sure: nothing leaves the hash by it. Called under the shard's lock."""
+    cdef uint32_t node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
+    cdef Inode *i
+    while node:
+        i = <Inode *> slab_at(&t.slab, node)
+        if i.ino == stx.stx_ino and i.fs == fs and i.btime == stx_btime(stx) and i.type == stx.stx_mode >> 12:
+            if atomic_get32(&i.pins) & EVICTING:
+                return UNSURE
+            if atomic_geti(&i.fd) >= 0 or (
+                    i.handle_len == fh.handle_bytes and i.handle_type == fh.handle_type and
+                    memcmp(handle_bytes(i), fh.f_handle, i.handle_len) == 0):
+                return node
+        node = i.next
+    return 0
+
+
+cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *fh) noexcept nogil:
+    """The nodeid of the inode with that file handle in the filesystem of row `fs`; 0: it is not known; or -errno.
+
+    No lookup is counted: as soon as this returns the inode may be forgotten, and the nodeid stand for another one. So it
+    is for what does no harm to the wrong inode. -ESTALE: the object is gone, or not of that filesystem. The row must
+    be the caller's, as by fs_get(). The filesystem is asked, and may be waited for.
+    """
+    cdef HashShard *sh
+    cdef uint64_t key
+    cdef uint32_t node = UNSURE
+    cdef statx stx
+    cdef int res
+    cdef int fd = fs_fd(t, fs)
+    if fd < 0:
+        return fd
+    res = sys_open_by_handle_at(fd, fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    fs_unpin(t, fs)
+    if res < 0:
+        return res
+    fd = res
+    res = -errno if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0 else 0
+    close(fd)
+    if res < 0:
+        return res
+    key = hash_key(fs, stx.stx_ino)
+    sh = &t.shards[key & (HASH_SHARDS - 1)]
+    while node == UNSURE:
+        spin_lock(&sh.lock)
+        node = hash_known(t, sh, key, fs, &stx, fh)
+        spin_unlock(&sh.lock)
+        if node == UNSURE:
+            sched_yield()  # its fd is just being closed
+    return node
+
+
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *fh) noexcept nogil:
     """The nodeid of an inode, known or new, with its nlookup raised; 0: out of memory.

@@ -24,7 +24,7 @@ cdef extern from "abi.h" nogil:
         EPERM, ENOENT, EINTR, EFAULT, EIO, EBADF, EAGAIN, ENOMEM, EACCES, EBUSY, EEXIST, EXDEV, ENODEV
         ENOTDIR, EINVAL, ENFILE, EMFILE, ENOSPC, ERANGE, ENOSYS, ENODATA, EOVERFLOW
         EOPNOTSUPP, ENOLCK, ENOTCONN, ECONNABORTED, ESTALE, ECANCELED, ENAMETOOLONG, ELOOP, ENOTTY
-        EWOULDBLOCK, EDEADLK, EROFS, ETXTBSY, ENXIO
+        EWOULDBLOCK, EDEADLK, ENOTEMPTY, EROFS, ETXTBSY, ENXIO
         F_SETFL, F_RDLCK, F_WRLCK, F_UNLCK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
         LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB
         SEEK_SET, SEEK_DATA, SEEK_HOLE
@@ -148,6 +148,7 @@ cdef extern from "abi.h" nogil:
     ssize_t copy_file_range(int fd, int64_t *off, int fd2, int64_t *off2, size_t n, unsigned flags)
     ssize_t read(int fd, void *buf, size_t n)
     ssize_t write(int fd, const void *buf, size_t n)
+    ssize_t writev(int fd, const iovec *iov, int n)
     ssize_t pread(int fd, void *buf, size_t n, int64_t off)
     ssize_t pwrite(int fd, const void *buf, size_t n, int64_t off)
     ssize_t preadv2(int fd, const iovec *iov, int n, int64_t off, int flags)

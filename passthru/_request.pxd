@@ -2,7 +2,7 @@
 # nor dialect: a Request has its arguments, room for the reply, and a way to be completed later.
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
-from passthru._abi cimport FUSE_OPCODES, fuse_in_header
+from passthru._abi cimport FUSE_NOTIFY_CODES, FUSE_OPCODES, fuse_in_header
 from passthru._inode cimport Handle, InodeTable
 from passthru._slab cimport Slab
 from passthru._stats cimport StatsHeader, ThreadStats
@@ -121,6 +121,7 @@ cdef struct Server:            # one mount
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
+    uint32_t notify_said[FUSE_NOTIFY_CODES]  # which notifications' failure has been logged
     uint64_t end_began         # now_ns(), 0: it has not
     int root_fd
     int fuse_fd                # for backing files

@@ -20,7 +20,7 @@ from passthru._copy cimport REMOTE_RING, payload_unmap, payloads_gather, payload
 from passthru._inode cimport Inode, InodeTable, inode_at
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
-from passthru._notify cimport Retrieve
+from passthru._notify cimport notify_retrieve
 from passthru._ops cimport undelivered
 from passthru._pool cimport end_by, nap
 from passthru._request cimport *
@@ -468,31 +468,24 @@ cdef bint kick(Worker *w, Queue *q) noexcept nogil:
     registered then, nor the next request, which takes that entry. If all were taken by requests that
     are now away, there is no commit to come: that of this request will be it. False: it could not be had.
     """
-    cdef Retrieve n
+    cdef Server *s = w.ctx.server
     cdef cpu_set_t cpus[8]
     cdef cpu_set_t one
-    cdef ssize_t sent = -1
-    n.nodeid = regular_file(q)
-    if not n.nodeid:
+    cdef int res = -EAGAIN
+    cdef uint64_t file = regular_file(q)
+    if not file:
         return False
     w.kicks += 1
     w.kick = <uint64_t> KICK << 32 | <uint64_t> (q.qid & 0xffff) << 33 | (w.kicks & 0x7fffffff) << 1
-    n.out.len = sizeof(n)
-    n.out.error = FUSE_NOTIFY_RETRIEVE
-    n.out.unique = 0
-    n.notify_unique = w.kick
-    n.offset = 0
-    n.size = 0
-    n.padding = 0
     # It goes to the queue of the CPU that it is asked for on.
     if sched_getcpu() == <int> q.qid:
-        sent = write(w.fuse_fd, &n, sizeof(n))
+        res = notify_retrieve(s, w.kick, file, 0, 0)
     elif sched_getaffinity(0, sizeof(cpus), cpus) == 0:
         cpu_only(&one, q.qid)
         if sched_setaffinity(0, sizeof(one), &one) == 0:
-            sent = write(w.fuse_fd, &n, sizeof(n))
+            res = notify_retrieve(s, w.kick, file, 0, 0)
             sched_setaffinity(0, sizeof(cpus), cpus)
-    return sent > 0
+    return res == 0
 
 
 cdef bint idle_since_kick(Queue *q, uint64_t number) noexcept nogil:

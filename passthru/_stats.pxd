@@ -52,7 +52,8 @@ cdef struct StatsHeader:
     uint32_t handles          # open files and directories
     char pad2[60]
     uint32_t backings         # backing files registered with the kernel
-    char pad3[60]
+    uint32_t notify_failed    # notifications that the kernel did not take: see _notify
+    char pad3[56]
     char source[4096]
     char mountpoint[4096]
     char settings[6144]       # JSON: {option: value}

@@ -1,21 +1,22 @@
 """For tests only: requests without a kernel, through the ring's parser and to the handlers."""
 import os
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from passthru._abi cimport *
 from passthru._copy cimport payloads_unmap
-from passthru._inode cimport Inode, inode_add, inode_at, inode_find
+from passthru._inode cimport Inode, inode_add, inode_at, inode_by_handle, inode_find
 from passthru._libc cimport *
 from passthru._mounts cimport mount_facts as facts_of_mount
+from passthru._notify cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
 from passthru._ring cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._server cimport ServerCore
-from passthru._stats cimport T_QUEUE
+from passthru._stats cimport T_QUEUE, StatsHeader
 from passthru._stats cimport latency_bucket as bucket
 from passthru._uring cimport *
 
@@ -35,6 +36,99 @@ def mount_facts(int mountinfo, unsigned number):
 def latency_bucket(uint64_t ns):
     """The bucket of a latency."""
     return bucket(ns)
+
+
+def inode_of(ServerCore core, int fd):
+    """By its file handle, the nodeid of the source's object that `fd` refers to; 0: the table does not know it.
+
+    OSError: it cannot be found out.
+    """
+    cdef file_handle_max fh
+    cdef int64_t found = sys_name_to_handle_at(fd, &fh)
+    if found == 0:
+        with nogil:
+            found = inode_by_handle(&core.s.inodes, 0, &fh)
+    if found < 0:
+        raise OSError(-found, os.strerror(-found))
+    return found
+
+
+def lookups(ServerCore core, uint64_t nodeid):
+    """How many lookups of an inode are counted; None: there is no such inode."""
+    cdef Inode *i = inode_at(&core.s.inodes, nodeid)
+    return i.nlookup if i != NULL else None
+
+
+cdef class Notifier:
+    """Notifications by `fd`, one of a live mount's connection. What each does, and returns as 0 or -errno: _notify."""
+    cdef Server s
+    cdef StatsHeader page
+
+    def __cinit__(self, int fd):
+        memset(&self.s, 0, sizeof(Server))
+        memset(&self.page, 0, sizeof(StatsHeader))
+        self.s.stats = &self.page
+        self.s.fuse_fd = fd
+
+    @property
+    def failed(self):
+        """How many the kernel did not take."""
+        return self.page.notify_failed
+
+    def attributes(self, uint64_t nodeid):
+        with nogil:
+            r = notify_attributes(&self.s, nodeid)
+        return r
+
+    def pages(self, uint64_t nodeid, int64_t off, int64_t length):
+        with nogil:
+            r = notify_pages(&self.s, nodeid, off, length)
+        return r
+
+    def entry(self, uint64_t parent, bytes name, bint expire_only):
+        cdef const char *n = name
+        with nogil:
+            r = notify_entry(&self.s, parent, n, expire_only)
+        return r
+
+    def delete(self, uint64_t parent, uint64_t child, bytes name):
+        cdef const char *n = name
+        with nogil:
+            r = notify_delete(&self.s, parent, child, n)
+        return r
+
+    def epoch(self):
+        with nogil:
+            r = notify_epoch(&self.s)
+        return r
+
+    def resend(self):
+        with nogil:
+            r = notify_resend(&self.s)
+        return r
+
+    def poll(self, uint64_t kh):
+        with nogil:
+            r = notify_poll(&self.s, kh)
+        return r
+
+    def retrieve(self, uint64_t unique, uint64_t nodeid, uint64_t offset, uint32_t size):
+        with nogil:
+            r = notify_retrieve(&self.s, unique, nodeid, offset, size)
+        return r
+
+    def prune(self, nodeids):
+        cdef uint64_t *list = <uint64_t *> calloc(len(nodeids) or 1, sizeof(uint64_t))
+        cdef uint32_t count = len(nodeids)
+        cdef uint32_t n
+        if list == NULL:
+            raise MemoryError()
+        for n in range(count):
+            list[n] = nodeids[n]
+        with nogil:
+            r = notify_prune(&self.s, list, count)
+        free(list)
+        return r
 
 
 cdef void completed(Request *r, int result) noexcept nogil:

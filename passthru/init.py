@@ -81,7 +81,7 @@ CAPABILITIES: tuple[tuple[int, str, Callable[[Situation], bool], str], ...] = (
      "an option: labels are the source's own policy's business"),
     (33, "HAS_INODE_DAX", _no, "DAX is virtiofs's"),
     (34, "CREATE_SUPP_GROUP", lambda s: s.identity, "creates in setgid directories as a member of their group"),
-    (35, "HAS_EXPIRE_ONLY", _no, "no notifications are sent"),
+    (35, "HAS_EXPIRE_ONLY", _no, "only says what the kernel has"),
     (36, "DIRECT_IO_ALLOW_MMAP", _yes, "mmap of files open for direct I/O, as in the source"),
     (37, "PASSTHROUGH", lambda s: s.passthrough, "the kernel reads and writes the source itself"),
     (38, "NO_EXPORT_SUPPORT", _yes, "says so to exportfs: see EXPORT_SUPPORT"),

@@ -37,7 +37,8 @@ HEADER_FIELDS = (
     ("identity", "u4"), ("minor", "u4"), ("max_write", "u4"), ("payload_size", "u4"),
     ("init_flags", "u8"), ("fuse_dev", "u8"), ("mount_id", "u8"), ("start_ticks", "u8"), ("started", "u8"),
     ("settings_seq", "u4"), ("settings_len", "u4"), ("pad", "V64"),
-    ("inodes", "u4"), ("pad1", "V60"), ("handles", "u4"), ("pad2", "V60"), ("backings", "u4"), ("pad3", "V60"),
+    ("inodes", "u4"), ("pad1", "V60"), ("handles", "u4"), ("pad2", "V60"), ("backings", "u4"), ("notify_failed", "u4"),
+    ("pad3", "V56"),
     ("source", "S4096"), ("mountpoint", "S4096"), ("settings", f"V{SETTINGS}"),
 )
 COUNTERS = (
