@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._copy cimport BIG_CUT, chmod_fd, cut, later, open_to_cut, patiently
-from passthru._entry cimport attr_fill, parent_of, privileged, settle, stx_mask, told_mode, unsettled
+from passthru._entry cimport attr_fill, privileged, settle, told_mode, unsettled
 from passthru._identity cimport identity_restore, identity_take, owner_identity_take, unowner_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
@@ -23,7 +23,7 @@ cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned 
         h = <Handle *> slab_at(&server_of(r).handles, fh)
         if h != NULL and h.kind != H_FREE and h.fd >= 0:
             return -errno if c_statx(h.fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     res = -errno if c_statx(fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
@@ -255,7 +255,7 @@ cdef int op_setattr(Request *r) noexcept nogil:
             return res
     if arg.valid & FATTR_FH:
         h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     if arg.valid & FATTR_SIZE and r.ctx.stats.kind != T_POOL:
@@ -278,7 +278,7 @@ cdef int op_statfs(Request *r) noexcept nogil:
     cdef fuse_kstatfs *out = <fuse_kstatfs *> r.out
     cdef statfs sf
     cdef Inode *i
-    cdef int fd = parent_of(r, &i)
+    cdef int fd = request_pin(r, &i)
     cdef int res
     if fd < 0:
         return fd
@@ -302,7 +302,7 @@ cdef int op_access(Request *r) noexcept nogil:
     """access(2) by the source's rules. Not asked under default_permissions."""
     cdef fuse_access_in *arg = <fuse_access_in *> r.op_in
     cdef Inode *i
-    cdef int fd = parent_of(r, &i)
+    cdef int fd = request_pin(r, &i)
     cdef int res
     if fd < 0:
         return fd
@@ -316,7 +316,7 @@ cdef int op_access(Request *r) noexcept nogil:
 
 cdef int op_readlink(Request *r) noexcept nogil:
     cdef Inode *i
-    cdef int fd = parent_of(r, &i)
+    cdef int fd = request_pin(r, &i)
     cdef ssize_t n
     if fd < 0:
         return fd

@@ -9,7 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from passthru._abi cimport *
-from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply, parent_of, stx_mask
+from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply
 from passthru._file cimport version_of
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -27,7 +27,7 @@ cdef int op_opendir(Request *r) noexcept nogil:
     cdef uint64_t version
     cdef uint32_t index
     cdef int fd, flags
-    cdef int opath = parent_of(r, &i)
+    cdef int opath = request_pin(r, &i)
     if opath < 0:
         return opath
     flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | ((<fuse_open_in *> r.op_in).flags & O_NOATIME)
@@ -99,7 +99,7 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
         h.next_off = off
         h.buf_pos = h.buf_end = 0
     if plus:
-        dir_fd = parent_of(r, &dir)
+        dir_fd = request_pin(r, &dir)
         if dir_fd < 0:
             return dir_fd
     while True:

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport fuse_attr
-from passthru._inode cimport Filesystem, Inode, stx_mask
+from passthru._inode cimport Filesystem, Inode
 from passthru._libc cimport statx
 from passthru._request cimport Request
 
@@ -13,7 +13,6 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
                           statx *stx) noexcept nogil
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil
 cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil
-cdef int parent_of(Request *r, Inode **i) noexcept nogil
 cdef bint dot_or_dotdot(const char *name) noexcept nogil
 cdef uint32_t shown_mode(Filesystem *f, statx *stx) noexcept nogil
 cdef bint privileged(statx *stx) noexcept nogil

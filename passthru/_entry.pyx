@@ -149,15 +149,6 @@ cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nog
     a.flags = 0
 
 
-cdef int parent_of(Request *r, Inode **i) noexcept nogil:
-    """Pin the inode that the request names; its O_PATH fd, or -errno and not pinned."""
-    cdef InodeTable *t = &server_of(r).inodes
-    i[0] = inode_at(t, r.h.nodeid)
-    if i[0] == NULL:
-        return -ESTALE
-    return inode_fd(t, i[0], <uint32_t> r.h.nodeid)
-
-
 cdef bint is_mountpoint(Server *s, Inode *parent, const char *name) noexcept nogil:
     return s.below_fd >= 0 and parent.ino == s.below_ino and strcmp(name, s.below_name) == 0 and \
         makedev(s.inodes.fs[parent.fs].dev_major, s.inodes.fs[parent.fs].dev_minor) == s.below_dev
@@ -391,7 +382,7 @@ cdef int op_lookup(Request *r) noexcept nogil:
     cdef int fd
     if name == NULL:
         return -EINVAL
-    fd = parent_of(r, &parent)
+    fd = request_pin(r, &parent)
     if fd < 0:
         return fd
     node = child_lookup(r, parent, fd, name, False, &stx)
@@ -475,7 +466,7 @@ cdef int make(Request *r, uint32_t mask) noexcept nogil:
         target = name_arg(r, &at)
     if name == NULL or (r.h.opcode == FUSE_SYMLINK and target == NULL):
         return -EINVAL
-    fd = parent_of(r, &parent)
+    fd = request_pin(r, &parent)
     if fd < 0:
         return fd
     res = identity_take(r)
@@ -531,7 +522,7 @@ cdef int op_link(Request *r) noexcept nogil:
         return -EINVAL
     if i == NULL:
         return -ESTALE
-    fd = parent_of(r, &parent)
+    fd = request_pin(r, &parent)
     if fd < 0:
         return fd
     if i.fs != parent.fs:
@@ -613,7 +604,7 @@ cdef int remove(Request *r, int flags) noexcept nogil:
     cdef int fd, res, stuck
     if name == NULL:
         return -EINVAL
-    fd = parent_of(r, &parent)
+    fd = request_pin(r, &parent)
     if fd < 0:
         return fd
     if not flags and takes_long(r, parent, fd, name):
@@ -686,7 +677,7 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
         return -EINVAL
     if to == NULL:
         return -ESTALE
-    fd = parent_of(r, &parent)
+    fd = request_pin(r, &parent)
     if fd < 0:
         return fd
     if to.fs != parent.fs:  # and the other one may hang

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from passthru._abi cimport *
 from passthru._backing cimport appending, backing_reserve
 from passthru._copy cimport BIG_CUT, cut, handle_io_flags, later, open_to_cut, patiently, source_fd_flags
-from passthru._entry cimport entry_arg, entry_reply, opened_inode, parent_of, privileged, stx_mask
+from passthru._entry cimport entry_arg, entry_reply, opened_inode, privileged
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
@@ -163,7 +163,7 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef int fd, opath, res
     if pooled and r.interrupted:
         return -EINTR
-    opath = parent_of(r, &i)
+    opath = request_pin(r, &i)
     if opath < 0:
         return opath
     if i.type != S_IFREG >> 12:
@@ -285,7 +285,7 @@ cdef int op_create(Request *r) noexcept nogil:
     cdef int dir_fd, fd, res
     if name == NULL:
         return -EINVAL
-    dir_fd = parent_of(r, &parent)
+    dir_fd = request_pin(r, &parent)
     if dir_fd < 0:
         return dir_fd
     res = identity_take(r)
@@ -356,7 +356,7 @@ cdef int op_tmpfile(Request *r) noexcept nogil:
     cdef uint32_t flags = source_flags(r, arg.flags)
     cdef Inode *parent
     cdef int dir_fd, fd, res
-    dir_fd = parent_of(r, &parent)
+    dir_fd = request_pin(r, &parent)
     if dir_fd < 0:
         return dir_fd
     res = identity_take(r)

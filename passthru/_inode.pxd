@@ -2,7 +2,9 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
-from passthru._libc cimport O_ACCMODE, O_DIRECT, O_RDONLY, statx
+from passthru._libc cimport (
+    O_ACCMODE, O_DIRECT, O_RDONLY, STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_MNT_ID_UNIQUE, statx,
+)
 from passthru._mounts cimport (
     FS_FOREIGN, FS_HANDLES, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID, FS_PSEUDO, FS_REMOTE,
     FS_SERVER, FS_STACKED,
@@ -13,7 +15,6 @@ cdef enum:
     HASH_SHARDS = 64
     MAX_FS = 65535
     FS_BUCKETS = 256
-    NO_FS = 65535
     INLINE_HANDLE = 24
     EVICTING = 0x80000000  # in Inode.pins: its fd is being closed
     UNSURE = 0xffffffff    # inode_find()
@@ -124,8 +125,8 @@ cdef struct InodeTable:
     uint32_t generation
     FdCache fds
     FdCache backings       # inodes with a backing id
-    void (*forget)(void *session, Inode *i) noexcept nogil  # before an inode is freed
-    void *session
+    void (*forget)(void *server, Inode *i) noexcept nogil  # before an inode is freed
+    void *server           # the Server that it is of, of which a table knows nothing
     Slab *handles          # to find an unlinked inode's open file
     uint32_t remote        # how many rows are FS_REMOTE
     uint32_t unhandled     # some row has no file handles
@@ -151,7 +152,6 @@ cdef struct Handle:
     int64_t next_off       # cookie of the entry at buf_pos
     char *buf              # directory entries read and not yet given out
 
-cdef unsigned stx_mask() noexcept nogil
 cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil
 cdef void table_destroy(InodeTable *t) noexcept nogil
 cdef void cache_trim(FdCache *c) noexcept nogil
@@ -175,6 +175,14 @@ cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil
 cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t handles) noexcept nogil
 cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil
 cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil
+
+
+cdef inline unsigned stx_mask() noexcept nogil:
+    """What every statx(2) here asks for: the attributes and what identifies the inode.
+
+    Kernels that know both kinds of mount ids give the one that is never used again.
+    """
+    return STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 
 
 cdef inline Inode *inode_at(InodeTable *t, uint64_t nodeid) noexcept nogil:

@@ -24,17 +24,13 @@ cdef enum:
     WALK = 8192            # inodes that a sweep looks at besides those in the cache
 
 
-cdef unsigned stx_mask() noexcept nogil:
-    """What every statx(2) here asks for: the attributes and what identifies the inode.
-
-    Kernels that know both kinds of mount ids give the one that is never used again.
-    """
-    return STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
-
-
 cdef inline uint64_t hash_key(unsigned fs, uint64_t ino) noexcept nogil:
     cdef uint64_t h = (ino ^ (<uint64_t> fs << 48)) * 0x9e3779b97f4a7c15u
     return h ^ (h >> 32)
+
+
+cdef inline HashShard *shard_of(InodeTable *t, Inode *i) noexcept nogil:
+    return &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
 
 
 cdef inline uint64_t stx_btime(statx *stx) noexcept nogil:
@@ -102,6 +98,12 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
     return 0
 
 
+cdef inline void handle_free(Inode *i) noexcept nogil:
+    """The bytes of its handle, if they lie elsewhere."""
+    if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
+        free(i.handle.there)
+
+
 cdef void table_destroy(InodeTable *t) noexcept nogil:
     """Close and free everything; no thread uses the table any more."""
     cdef uint64_t n
@@ -111,11 +113,10 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
         if i == NULL:
             continue
         if t.forget != NULL:
-            t.forget(t.session, i)
+            t.forget(t.server, i)
         if i.fd >= 0:
             close(i.fd)
-        if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
-            free(i.handle.there)
+        handle_free(i)
     for n in range(t.fs_count):
         if t.fs[n].live and t.fs[n].mount_fd >= 0:
             close(t.fs[n].mount_fd)
@@ -258,7 +259,7 @@ cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name
     copy = strdup(name)
     if copy == NULL:
         return
-    sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    sh = shard_of(t, i)
     spin_lock(&sh.lock)
     i.nlookup += 1
     spin_unlock(&sh.lock)
@@ -470,6 +471,12 @@ cdef void sweep_fds(InodeTable *t) noexcept nogil:
     cache_trim(c)
 
 
+cdef inline bint held(InodeTable *t, Inode *i) noexcept nogil:
+    """Is it a file without an open file, whose fd stays open since nothing else leads to it?"""
+    return i.fd >= 0 and i.type != S_IFDIR >> 12 and not i.handles and not t.fs[i.fs].flags & FS_REMOTE and not (
+        t.fs[i.fs].flags & FS_HANDLES and i.handle_len != NO_HANDLE)
+
+
 cdef void sweep_held(InodeTable *t) noexcept nogil:
     """Where inodes have no handles their fds stay open: close those of removed files all the same, some at a time."""
     cdef uint64_t end = <uint64_t> t.slab.chunks << CHUNK_BITS
@@ -482,17 +489,19 @@ cdef void sweep_held(InodeTable *t) noexcept nogil:
             t.walked = 0
             break
         i = inode_at(t, t.walked)
-        if i == NULL or i.fd < 0 or i.type == S_IFDIR >> 12 or i.handles or t.fs[i.fs].flags & FS_REMOTE or (
-                t.fs[i.fs].flags & FS_HANDLES and i.handle_len != NO_HANDLE):
+        if i == NULL or not held(t, i):
             continue
-        sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+        sh = shard_of(t, i)
         spin_lock(&sh.lock)  # who frees an inode takes it out of the hash first
-        if not i.live or not i.hashed or i.handles or not atomic_cas32(&i.pins, 0, EVICTING):
+        # By now the slot may be another inode's, which may be known by a handle, or be of another shard.
+        if not i.live or not i.hashed or shard_of(t, i) != sh or not held(t, i) or \
+                not atomic_cas32(&i.pins, 0, EVICTING):
             i = NULL
         spin_unlock(&sh.lock)
         if i == NULL:
             continue
         if removed(i.fd):
+            handle_free(i)
             i.handle_len = NO_HANDLE
             close(i.fd)
             atomic_seti(&i.fd, -1)
@@ -813,8 +822,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
             atomic_add32(&i.pins, 1)  # not to be evicted before it is in the cache
     spin_unlock(&sh.lock)
     if node:
-        if i.handle_len > INLINE_HANDLE:
-            free(i.handle.there)
+        handle_free(i)
         slab_free(&t.slab, fresh)
         if fd >= 0:
             close(fd)
@@ -837,7 +845,7 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
     cdef unsigned fs
     if i == NULL or node == FUSE_ROOT_ID and not handles:
         return
-    sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    sh = shard_of(t, i)
     spin_lock(&sh.lock)
     ASSERT(i.handles >= handles)
     i.nlookup -= lookups if lookups < i.nlookup else i.nlookup
@@ -853,11 +861,10 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
             i.live = 0
             cache_remove(t, i)
             if t.forget != NULL:
-                t.forget(t.session, i)
+                t.forget(t.server, i)
             if i.fd >= 0:
                 close(i.fd)
-            if i.handle_len > INLINE_HANDLE and i.handle_len != NO_HANDLE:
-                free(i.handle.there)
+            handle_free(i)
             fs = i.fs
             slab_free(&t.slab, node)
             fs_put(t, fs)
@@ -875,7 +882,7 @@ cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) n
     The first of an inode's open files decides for those beside it: the kernel refuses to mix.
     alone: not if several may write directly.
     """
-    cdef HashShard *sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    cdef HashShard *sh = shard_of(t, i)
     spin_lock(&sh.lock)
     if i.handles == 0:
         if i.direct_past & (DIRECT_ONE | DIRECT_SEVERAL):
@@ -890,7 +897,7 @@ cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) n
 
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil:
     """Count the handles of an inode that are open for direct writing. more: 1 or -1."""
-    cdef HashShard *sh = &t.shards[hash_key(i.fs, i.ino) & (HASH_SHARDS - 1)]
+    cdef HashShard *sh = shard_of(t, i)
     spin_lock(&sh.lock)
     if i.direct < MANY:
         i.direct += more

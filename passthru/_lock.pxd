@@ -1,10 +1,10 @@
 # flock(2) and record locks, taken on the source.
 from libc.stdint cimport uint32_t, uint64_t
 
-from passthru._request cimport Request, Server
+from passthru._request cimport LockTables, Request, Server
 
-cdef void *locks_new() noexcept nogil
-cdef void locks_free(void *locks) noexcept nogil
+cdef LockTables *locks_new() noexcept nogil
+cdef void locks_free(LockTables *locks) noexcept nogil
 cdef int op_getlk(Request *r) noexcept nogil
 cdef int op_setlk(Request *r) noexcept nogil
 cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept nogil

@@ -26,6 +26,7 @@ from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
 cdef enum:
+    LOCK_SHARDS = 64
     TO_THE_END = 0x7fffffffffffffff  # fuse_file_lock.end of a lock without end
     LONGEST_CYCLE = 11  # as in the kernel
     PROBING_NS = 1000000  # for so long one search asks, and
@@ -72,13 +73,15 @@ cdef struct Table:
 cdef struct Locks:             # of one mount
     Table tables[LOCK_SHARDS]
     uint32_t holders[HOLDERS]  # record lock owners that hold something, by a hash of the owner
+    uint32_t waits_lock
+    Wait *waits                # for record locks
 
 
-cdef void *locks_new() noexcept nogil:
-    return calloc(1, sizeof(Locks))
+cdef LockTables *locks_new() noexcept nogil:
+    return <LockTables *> calloc(1, sizeof(Locks))
 
 
-cdef void locks_free(void *locks) noexcept nogil:
+cdef void locks_free(LockTables *locks) noexcept nogil:
     cdef Locks *all_ = <Locks *> locks
     cdef Owner *o
     cdef Leaving *g
@@ -98,12 +101,16 @@ cdef void locks_free(void *locks) noexcept nogil:
     free(all_)
 
 
+cdef inline Locks *locks_of(Server *s) noexcept nogil:
+    return <Locks *> s.locks
+
+
 cdef inline Table *table_of(Server *s, uint32_t node) noexcept nogil:
-    return &(<Locks *> s.locks).tables[node & (LOCK_SHARDS - 1)]
+    return &locks_of(s).tables[node & (LOCK_SHARDS - 1)]
 
 
 cdef inline uint32_t *holders_of(Server *s, uint64_t owner) noexcept nogil:
-    return &(<Locks *> s.locks).holders[(owner ^ (owner >> 32)) & (HOLDERS - 1)]
+    return &locks_of(s).holders[(owner ^ (owner >> 32)) & (HOLDERS - 1)]
 
 
 # ---------------------------------------------------------------- owners
@@ -507,25 +514,25 @@ cdef int wait_for(Request *r, Server *s, Owner *o, flock *fl) noexcept nogil:
     w.fl = fl[0]
     # Who waits last closes a cycle, so it is enough that each looks before it is itself in the list;
     # and again when something else comes in its way.
-    spin_lock(&s.lock_waits_lock)
+    spin_lock(&locks_of(s).waits_lock)
     if deadlock(s, &w, &probes):
-        spin_unlock(&s.lock_waits_lock)
+        spin_unlock(&locks_of(s).waits_lock)
         return -EDEADLK
-    w.next = <Wait *> s.lock_waits
-    atomic_setp(&s.lock_waits, &w)
-    spin_unlock(&s.lock_waits_lock)
+    w.next = locks_of(s).waits
+    atomic_setp(<void **> &locks_of(s).waits, &w)
+    spin_unlock(&locks_of(s).waits_lock)
     while True:
         res = -EINTR if r.interrupted else 0
         if res == 0 and fcntl(o.fd, F_OFD_SETLKW, fl) < 0:
             res = lock_errno()
         if res != -EINTR or r.interrupted:
             break
-    spin_lock(&s.lock_waits_lock)
-    at = <Wait **> &s.lock_waits
+    spin_lock(&locks_of(s).waits_lock)
+    at = &locks_of(s).waits
     while at[0] != &w:
         at = &at[0].next
     at[0] = w.next
-    spin_unlock(&s.lock_waits_lock)
+    spin_unlock(&locks_of(s).waits_lock)
     return -EDEADLK if res == -EINTR and w.dead else res
 
 
@@ -565,7 +572,7 @@ cdef bint deadlock(Server *s, Wait *mine, unsigned *probes) noexcept nogil:
                 return False
         if owner == mine.owner:
             return True
-        w = <Wait *> s.lock_waits
+        w = locks_of(s).waits
         while w != NULL and w.owner != owner:
             w = w.next
         if w == NULL:
@@ -575,7 +582,7 @@ cdef bint deadlock(Server *s, Wait *mine, unsigned *probes) noexcept nogil:
 
 cdef inline void changed(Server *s) noexcept nogil:
     """Some record lock was given up, changed or taken: what is in the way of the waits may be another one now."""
-    if atomic_getp(&s.lock_waits) != NULL:
+    if atomic_getp(<void **> &locks_of(s).waits) != NULL:
         pool_chore(s.waiters, look_again)
 
 
@@ -588,8 +595,8 @@ cdef void look_again(Server *s) noexcept nogil:
     cdef Wait *w
     cdef uint64_t owner, before
     cdef uint32_t pid
-    spin_lock(&s.lock_waits_lock)
-    w = <Wait *> s.lock_waits
+    spin_lock(&locks_of(s).waits_lock)
+    w = locks_of(s).waits
     while w != NULL and probes:
         if not w.dead and atomic_get32(holders_of(s, w.owner)):
             probes -= 1
@@ -600,7 +607,7 @@ cdef void look_again(Server *s) noexcept nogil:
                 w.dead = True
                 pool_interrupt_running(s.waiters, w.r)
         w = w.next
-    spin_unlock(&s.lock_waits_lock)
+    spin_unlock(&locks_of(s).waits_lock)
 
 
 # --------------------------------------------------------- SETLK, SETLKW

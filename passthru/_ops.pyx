@@ -26,25 +26,25 @@ from passthru._xattr cimport *
 cdef struct Operation:
     const char *name       # NULL: no such opcode
     Handler handler
-    uint32_t op_in         # bytes of its first argument
+    uint32_t op_in_size    # bytes of its first argument
     uint32_t flags
 
 cdef Operation OPS[ROOTS][FUSE_OPCODES]
 
 
-cdef void op(unsigned opcode, const char *name, uint32_t op_in, uint32_t flags, Handler handler) noexcept nogil:
+cdef void op(unsigned opcode, const char *name, uint32_t op_in_size, uint32_t flags, Handler handler) noexcept nogil:
     """The row of an operation whose handler is the same whatever the root is; with IN_DIRECTORY, a directory only."""
     cdef Handler single = op_notdir if flags & IN_DIRECTORY else handler
-    op_by_root(opcode, name, op_in, flags, handler, single, single, single)
+    op_by_root(opcode, name, op_in_size, flags, handler, single, single, single)
 
 
-cdef void op_by_root(unsigned opcode, const char *name, uint32_t op_in, uint32_t flags, Handler tree, Handler file,
+cdef void op_by_root(unsigned opcode, const char *name, uint32_t op_in_size, uint32_t flags, Handler tree, Handler file,
                      Handler fixed, Handler device) noexcept nogil:
     """The row of an operation that has a handler for each kind of root."""
     cdef unsigned root
     for root in range(ROOTS):
         OPS[root][opcode].name = name
-        OPS[root][opcode].op_in = op_in
+        OPS[root][opcode].op_in_size = op_in_size
         OPS[root][opcode].flags = flags
     OPS[ROOT_TREE][opcode].handler = tree
     OPS[ROOT_FILE][opcode].handler = file
@@ -177,7 +177,7 @@ cdef uint32_t op_flags(uint32_t opcode) noexcept nogil:
 
 cdef uint32_t op_in_size(uint32_t opcode) noexcept nogil:
     """Bytes of an opcode's first argument; by /dev/fuse the others follow right behind it."""
-    return OPS[ROOT_TREE][opcode].op_in if opcode < FUSE_OPCODES else 0
+    return OPS[ROOT_TREE][opcode].op_in_size if opcode < FUSE_OPCODES else 0
 
 
 cdef int dispatch(Request *r) noexcept nogil:

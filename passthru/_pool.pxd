@@ -1,7 +1,7 @@
 # Threads for what may wait: no thread that serves a queue ever does.
 from libc.stdint cimport uint64_t
 
-from passthru._request cimport Handler, Request, Server
+from passthru._request cimport Handler, Request, Server, ThreadPool
 
 cdef enum:
     # Lanes of Server.pool. What one lane waits for holds up that lane only.
@@ -18,17 +18,17 @@ cdef enum:
 ctypedef void (*Chore)(Server *s) noexcept nogil
 
 cdef uint64_t end_by(Server *s) noexcept nogil
-cdef void *pool_start(Server *s, unsigned limit) noexcept nogil
-cdef void *waiters_start(Server *s) noexcept nogil
-cdef void pool_cancel(void *pool) noexcept nogil
-cdef bint pool_stop(void *pool) noexcept nogil
-cdef unsigned pool_busy(void *pool) noexcept nogil
+cdef ThreadPool *pool_start(Server *s, unsigned limit) noexcept nogil
+cdef ThreadPool *waiters_start(Server *s) noexcept nogil
+cdef void pool_cancel(ThreadPool *pool) noexcept nogil
+cdef bint pool_stop(ThreadPool *pool) noexcept nogil
+cdef unsigned pool_busy(ThreadPool *pool) noexcept nogil
 cdef void nap() noexcept nogil
-cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil
-cdef int pool_submit_lane(void *pool, Request *r, Handler blocking, unsigned lane) noexcept nogil
+cdef int pool_submit(ThreadPool *pool, Request *r, Handler blocking) noexcept nogil
+cdef int pool_submit_lane(ThreadPool *pool, Request *r, Handler blocking, unsigned lane) noexcept nogil
 cdef void pool_interrupt(Server *s, uint64_t unique) noexcept nogil
-cdef void pool_interrupt_running(void *pool, Request *r) noexcept nogil
-cdef void pool_chore(void *pool, Chore chore) noexcept nogil
+cdef void pool_interrupt_running(ThreadPool *pool, Request *r) noexcept nogil
+cdef void pool_chore(ThreadPool *pool, Chore chore) noexcept nogil
 
 
 cdef inline unsigned lane_of_row(unsigned fs) noexcept nogil:

@@ -123,17 +123,17 @@ cdef Pool *start(Server *s, unsigned nlanes, unsigned general, unsigned most) no
     return p
 
 
-cdef void *pool_start(Server *s, unsigned limit) noexcept nogil:
+cdef ThreadPool *pool_start(Server *s, unsigned limit) noexcept nogil:
     """An empty pool with at most `limit` threads for the general lane, or NULL."""
-    return start(s, LANES, limit, limit + OTHERS_MOST)
+    return <ThreadPool *> start(s, LANES, limit, limit + OTHERS_MOST)
 
 
-cdef void *waiters_start(Server *s) noexcept nogil:
+cdef ThreadPool *waiters_start(Server *s) noexcept nogil:
     """An empty pool for waits that INTERRUPT ends, or NULL."""
     cdef Pool *p = start(s, 1, WAITERS, WAITERS)
     if p != NULL:
         p.locks = True
-    return p
+    return <ThreadPool *> p
 
 
 cdef void nap() noexcept nogil:
@@ -141,7 +141,7 @@ cdef void nap() noexcept nogil:
     poll(NULL, 0, 1)
 
 
-cdef unsigned pool_busy(void *pool) noexcept nogil:
+cdef unsigned pool_busy(ThreadPool *pool) noexcept nogil:
     """Requests that it runs now."""
     cdef Pool *p = <Pool *> pool
     cdef Request *r
@@ -165,7 +165,7 @@ cdef uint64_t end_by(Server *s) noexcept nogil:
     return s.end_began + <uint64_t> (STOP_SOURCE_MS if way.running or way.queued else STOP_MS) * 1000000
 
 
-cdef void pool_cancel(void *pool) noexcept nogil:
+cdef void pool_cancel(ThreadPool *pool) noexcept nogil:
     """End all waits for locks, now and from now on, with EINTR; returns when none is left, or hangs in the source."""
     cdef Pool *p = <Pool *> pool
     cdef Request *r
@@ -183,7 +183,7 @@ cdef void pool_cancel(void *pool) noexcept nogil:
     pthread_mutex_unlock(&p.lock)
 
 
-cdef bint pool_stop(void *pool) noexcept nogil:
+cdef bint pool_stop(ThreadPool *pool) noexcept nogil:
     """Let what runs or is queued finish, then end the threads. False: some hang, and use the pool and the server on."""
     cdef Pool *p = <Pool *> pool
     cdef unsigned n
@@ -311,12 +311,12 @@ cdef bint thread_start(Pool *p) noexcept nogil:
     return good
 
 
-cdef int pool_submit(void *pool, Request *r, Handler blocking) noexcept nogil:
+cdef int pool_submit(ThreadPool *pool, Request *r, Handler blocking) noexcept nogil:
     """pool_submit_lane() for the general lane."""
     return pool_submit_lane(pool, r, blocking, LANE_GENERAL)
 
 
-cdef int pool_submit_lane(void *pool, Request *r, Handler blocking, unsigned lane) noexcept nogil:
+cdef int pool_submit_lane(ThreadPool *pool, Request *r, Handler blocking, unsigned lane) noexcept nogil:
     """Have a pool thread run blocking(r) and complete r. PENDING; or -errno, and nothing has happened.
 
     ENOLCK: too many wait for locks; EBUSY: too many for what that lane waits for; EAGAIN: no thread.
@@ -489,7 +489,7 @@ cdef void have_tended(Pool *p) noexcept nogil:
     pthread_attr_destroy(&attr)
 
 
-cdef void pool_chore(void *pool, Chore chore) noexcept nogil:
+cdef void pool_chore(ThreadPool *pool, Chore chore) noexcept nogil:
     """Have `chore` done soon, once for all who ask meanwhile, by a thread that may take its time."""
     cdef Pool *p = <Pool *> pool
     pthread_mutex_lock(&p.lock)
@@ -498,7 +498,7 @@ cdef void pool_chore(void *pool, Chore chore) noexcept nogil:
     pthread_mutex_unlock(&p.lock)
 
 
-cdef void pool_interrupt_running(void *pool, Request *r) noexcept nogil:
+cdef void pool_interrupt_running(ThreadPool *pool, Request *r) noexcept nogil:
     """End the wait of a request that runs."""
     cdef Pool *p = <Pool *> pool
     pthread_mutex_lock(&p.lock)

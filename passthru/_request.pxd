@@ -3,7 +3,8 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport FUSE_NOTIFY_CODES, FUSE_OPCODES, fuse_in_header
-from passthru._inode cimport Handle, InodeTable
+from passthru._inode cimport Handle, Inode, InodeTable, inode_at, inode_fd
+from passthru._libc cimport ESTALE
 from passthru._slab cimport Slab
 from passthru._stats cimport StatsHeader, ThreadStats
 from passthru._uring cimport Uring
@@ -27,7 +28,6 @@ cdef enum:
     PARALLEL_NEVER = 0         # none
     PARALLEL_AUTO = 1          # those that several wrote to at a time when they were last open
     PARALLEL_ALWAYS = 2        # all
-    LOCK_SHARDS = 64
     # Request.away: who answers it is not up to us
     AT_HOME = 0
     AWAY_POOL = 1              # with a pool
@@ -44,6 +44,16 @@ cdef enum:
     DATA_OWN = 0               # the daemon has no rights that its caller has not
     DATA_FSUID = 1
     DATA_CAPS = 2              # without CAP_FSETID
+
+cdef extern from *:
+    """
+    typedef struct passthru_pool passthru_pool;
+    typedef struct passthru_locks passthru_locks;
+    """
+    ctypedef struct ThreadPool "passthru_pool":  # what is in it is _pool's own
+        pass
+    ctypedef struct LockTables "passthru_locks":  # and _lock's
+        pass
 
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
@@ -103,11 +113,9 @@ cdef struct Server:            # one mount
     ThreadStats *thread_stats
     int stats_fd               # of the file with the counters; -1: none
     uint32_t max_threads
-    void *pool                 # Pool: what waits for devices and remote sources
-    void *waiters              # Pool: what waits for locks, as long as it takes
-    void *locks                # lock owners, [LOCK_SHARDS]
-    void *lock_waits           # waits for record locks, under lock_waits_lock
-    uint32_t lock_waits_lock
+    ThreadPool *pool           # what waits for devices and remote sources
+    ThreadPool *waiters        # what waits for locks, as long as it takes
+    LockTables *locks          # flocks, and record locks by owner
     uint64_t ids[16]           # Context.id in use, under ids_lock
     uint32_t ids_lock
     Handler dispatch
@@ -202,3 +210,12 @@ cdef struct Request:
 
 cdef inline Server *server_of(Request *r) noexcept nogil:
     return r.ctx.server
+
+
+cdef inline int request_pin(Request *r, Inode **i) noexcept nogil:
+    """Pin the inode that a request is for; its O_PATH fd until inode_unpin(), or -errno and not pinned."""
+    cdef InodeTable *t = &server_of(r).inodes
+    i[0] = inode_at(t, r.h.nodeid)
+    if i[0] == NULL:
+        return -ESTALE
+    return inode_fd(t, i[0], <uint32_t> r.h.nodeid)

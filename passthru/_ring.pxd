@@ -96,10 +96,6 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
 
 cdef int entry_request(Entry *e) noexcept nogil
 cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil
-cdef inline Entry *entry_at(Queue *q, unsigned n) noexcept nogil:
-    return &q.entries[n]
-
-
 cdef void arm_wake(Worker *w) noexcept nogil
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
                      unsigned unpinned, int cpu) noexcept nogil

@@ -173,7 +173,7 @@ cdef class ServerCore:
         self.s.fuse_fd = fuse_fd
         self.s.config.passthrough = passthrough
         if passthrough:
-            self.s.inodes.session = &self.s
+            self.s.inodes.server = &self.s
             self.s.inodes.forget = forget_backing
         self.s.config.init_flags = flags
         self.s.config.direct_opens = (flags & FUSE_DIRECT_IO_ALLOW_MMAP) != 0
@@ -305,8 +305,8 @@ cdef class ServerCore:
         return True
 
 
-cdef void forget_backing(void *session, Inode *i) noexcept nogil:
-    backing_forget(<Server *> session, i)
+cdef void forget_backing(void *server, Inode *i) noexcept nogil:
+    backing_forget(<Server *> server, i)
 
 
 cdef void handles_destroy(Slab *handles) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memmove, strcmp, strlen, strncmp
 
 from passthru._abi cimport *
 from passthru._attr cimport owner_take
-from passthru._entry cimport name_arg, parent_of
+from passthru._entry cimport name_arg
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_restore
 from passthru._idmap cimport acl_returns, acl_to_mount, acl_to_source
@@ -53,7 +53,7 @@ cdef int op_getxattr(Request *r) noexcept nogil:
         return -EINVAL
     if refused(r, name):
         return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
@@ -98,7 +98,7 @@ cdef int op_listxattr(Request *r) noexcept nogil:
     cdef long n
     if not server_of(r).config.xattr:
         return -ENOSYS
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
@@ -155,7 +155,7 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         return -EOPNOTSUPP
     if not may_give(r, name):
         return -EPERM
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
@@ -191,7 +191,7 @@ cdef int op_removexattr(Request *r) noexcept nogil:
         return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
     if unchecked(name):
         return -EOPNOTSUPP
-    fd = parent_of(r, &i)
+    fd = request_pin(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
