@@ -10,19 +10,20 @@ from passthru._identity cimport identity_restore, identity_take, owner_identity_
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._openfile cimport file_at
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
-    """statx(2) of what the request names, by its handle if it has one."""
-    cdef Handle *h
+    """statx(2) of what the request names, by its open file if it names one."""
+    cdef OpenFile *file
     cdef Inode *i
     cdef int fd, res
     if has_fh:
-        h = <Handle *> slab_at(&server_of(r).handles, fh)
-        if h != NULL and h.kind != H_FREE and h.fd >= 0:
-            return -errno if c_statx(h.fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
+        file = <OpenFile *> slab_at(&server_of(r).files, fh)
+        if file != NULL and file.kind != OF_FREE and file.fd >= 0:
+            return -errno if c_statx(file.fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
     fd = request_pin(r, &i)
     if fd < 0:
         return fd
@@ -115,12 +116,12 @@ cdef int op_statx(Request *r) noexcept nogil:
 
 # ---------------------------------------------------------------- SETATTR
 
-cdef int set_size(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+cdef int set_size(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noexcept nogil:
     """truncate(2), by the open file if there is one for writing. -EWOULDBLOCK: not before somebody's lease ends."""
     cdef bint kill = (arg.valid & FATTR_KILL_SUIDGID) != 0
     cdef int own, res
-    if h != NULL and h.fd >= 0 and h.open_flags & O_ACCMODE != O_RDONLY:
-        return cut(r, h.node, h.fd, arg.size, kill)
+    if file != NULL and file.fd >= 0 and file.open_flags & O_ACCMODE != O_RDONLY:
+        return cut(r, file.node, file.fd, arg.size, kill)
     own = open_to_cut(r, fd)
     if own < 0:
         return own
@@ -197,7 +198,7 @@ cdef int apply_owner(int fd, fuse_setattr_in *arg) noexcept nogil:
     return 0
 
 
-cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nogil:
+cdef int apply(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noexcept nogil:
     cdef timespec ts[2]
     cdef uint32_t valid = arg.valid
     cdef int res, taken
@@ -211,7 +212,7 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
         if res < 0:
             return res
     if valid & FATTR_SIZE:
-        res = set_size(r, h, fd, arg)
+        res = set_size(r, file, fd, arg)
         if res < 0:
             return res
     if valid & (FATTR_ATIME | FATTR_MTIME):
@@ -243,7 +244,7 @@ cdef int apply(Request *r, Handle *h, int fd, fuse_setattr_in *arg) noexcept nog
 cdef int op_setattr(Request *r) noexcept nogil:
     cdef fuse_setattr_in *arg = <fuse_setattr_in *> r.op_in
     cdef fuse_setattr_in mapped
-    cdef Handle *h = NULL
+    cdef OpenFile *file = NULL
     cdef Inode *i
     cdef statx stx
     cdef int fd, res
@@ -254,7 +255,7 @@ cdef int op_setattr(Request *r) noexcept nogil:
         if res < 0:
             return res
     if arg.valid & FATTR_FH:
-        h = handle_at(&server_of(r).handles, arg.fh, H_FILE)
+        file = file_at(server_of(r), arg.fh, OF_FILE)
     fd = request_pin(r, &i)
     if fd < 0:
         return fd
@@ -262,7 +263,7 @@ cdef int op_setattr(Request *r) noexcept nogil:
         if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
             inode_unpin(i)
             return later(r, op_setattr)
-    res = apply(r, h, fd, arg)
+    res = apply(r, file, fd, arg)
     if res == -EWOULDBLOCK:
         inode_unpin(i)
         return patiently(r, op_setattr)

@@ -9,10 +9,10 @@ from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_take
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._openfile cimport appending, direct_writing
 from passthru._request cimport *
 
 
@@ -96,10 +96,10 @@ cdef void remember(Server *s, Inode *i, uint32_t node) noexcept nogil:
             if c.nodes[n]:
                 victim = <Inode *> slab_at(&s.inodes.slab, c.nodes[n])
                 # The claim keeps opens of it out, as they pin it first.
-                if victim.handles or not atomic_cas32(&victim.pins, 0, EVICTING):
+                if victim.opens or not atomic_cas32(&victim.pins, 0, EVICTING):
                     victim = NULL
                     continue
-                if victim.handles:
+                if victim.opens:
                     atomic_sub32(&victim.pins, EVICTING)
                     victim = NULL
                     continue
@@ -124,11 +124,11 @@ cdef void backings_sweep(Server *s) noexcept nogil:
     for n in range(c.used):
         spin_lock(&c.lock)
         i = <Inode *> slab_at(&s.inodes.slab, c.nodes[n]) if c.nodes[n] else NULL
-        if i != NULL and (i.used or i.handles or not atomic_cas32(&i.pins, 0, EVICTING)):
+        if i != NULL and (i.used or i.opens or not atomic_cas32(&i.pins, 0, EVICTING)):
             if not i.slot:
                 i.used = 0  # no sweep of fds does so
             i = NULL
-        if i != NULL and i.handles:
+        if i != NULL and i.opens:
             atomic_sub32(&i.pins, EVICTING)
             i = NULL
         if i != NULL:
@@ -157,26 +157,3 @@ cdef void backing_forget(Server *s, Inode *i) noexcept nogil:
     if i.backing > 0:
         backing_close(s, i.backing)
         i.backing = 0
-
-
-cdef int handle_open_fd(Server *s, Handle *h) noexcept nogil:
-    """handle_fd() for the first operation that is not a read or write of a passthrough file."""
-    cdef char path[FD_PATH]
-    cdef Inode *i = inode_at(&s.inodes, h.node)
-    cdef int opath, fd
-    if i == NULL:
-        return -ESTALE
-    opath = inode_fd(&s.inodes, i, h.node)
-    if opath < 0:
-        return opath
-    fd_path(path, opath)
-    fd = open(path, h.open_flags)
-    if fd < 0 and fds_short(&s.inodes, errno):
-        fd = open(path, h.open_flags)
-    if fd < 0:
-        fd = -errno
-    inode_unpin(i)
-    if fd >= 0 and not atomic_casi(&h.fd, -1, fd):
-        close(fd)
-        fd = h.fd
-    return fd

@@ -2,9 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._abi cimport io_uring_sqe
-from passthru._inode cimport Handle
-from passthru._libc cimport O_NONBLOCK
-from passthru._request cimport Context, Finisher, Handler, Request
+from passthru._request cimport Finisher, Handler, Request
 
 cdef struct Payloads:          # the payload memory of one queue
     char *base
@@ -17,7 +15,6 @@ cdef void payload_unmap(Payloads *p, char *payload) noexcept nogil
 cdef void payloads_gather(Payloads *p, char *at) noexcept nogil
 cdef void payloads_unmap(Payloads *p) noexcept nogil
 
-cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil
 cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil
 cdef int open_to_cut(Request *r, int opath) noexcept nogil
 cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexcept nogil
@@ -29,7 +26,6 @@ cdef enum:
 cdef int later(Request *r, Handler blocking) noexcept nogil
 cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept nogil
 cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil
-cdef int cache_fd(Context *ctx, Handle *h) noexcept nogil
 cdef int patiently(Request *r, Handler blocking) noexcept nogil
 
 cdef int op_read(Request *r) noexcept nogil
@@ -44,8 +40,3 @@ cdef int op_syncfs(Request *r) noexcept nogil
 
 cdef inline char *payload_at(Payloads *p, unsigned n) noexcept nogil:
     return p.base + n * p.size
-
-
-cdef inline uint32_t source_fd_flags(uint32_t flags, bint remote) noexcept nogil:
-    """F_SETFL's for a source fd of a file that its caller has open with these: io_uring may wait where that is no wait."""
-    return flags if remote else flags & ~<uint32_t> O_NONBLOCK

@@ -8,12 +8,12 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._backing cimport fh_fd, handle_fd
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._notify cimport notify_pages
+from passthru._openfile cimport cache_fd, fh_fd, file_at, file_fd, mirror_flags
 from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -140,7 +140,7 @@ cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept
 
 cdef inline bint is_remote(Request *r) noexcept nogil:
     cdef InodeTable *t = &server_of(r).inodes
-    return t.remote and t.fs[inode_at(t, r.handle.node).fs].flags & FS_REMOTE
+    return t.remote and t.fs[inode_at(t, r.file.node).fs].flags & FS_REMOTE
 
 
 cdef int patiently(Request *r, Handler blocking) noexcept nogil:
@@ -174,14 +174,14 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     cdef io_uring_sqe *sqe
     if who < 0:
         return who if r.zero_copy else later(r, pooled_write)
-    if r.handle.flags & H_REMOTE:
+    if r.file.flags & OF_REMOTE:
         if r.ctx.remote >= REMOTE_RING and not r.zero_copy:
             return later(r, pooled_write if writing else blocking_read)
         r.ctx.remote += 1
         r.away = AWAY_RING
     sqe = ring_sqe(r, write_done if writing else read_done)
     sqe.personality = <uint16_t> who
-    if r.handle.flags & H_REMOTE:
+    if r.file.flags & OF_REMOTE:
         sqe.flags = IOSQE_ASYNC  # a submission asks the file whether it is ready, and that may wait
     if r.zero_copy:
         # The kernel's own pages, registered for this request: addresses start at 0.
@@ -193,7 +193,7 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
         r.ctx.stats.io_zero_copy += 1
         # Not behind what a worker of io_uring does (buffered writes, memory, remote files): that worker
         # may run the commit as well, which is the kernel's least trodden path.
-        if r.ctx.link != NULL and not writing and not r.handle.flags & (H_SYNC_READ | H_REMOTE):
+        if r.ctx.link != NULL and not writing and not r.file.flags & (OF_SYNC_READ | OF_REMOTE):
             ring_linked(r, sqe)
         return PENDING
     if fixed:
@@ -225,7 +225,7 @@ cdef int linked_read_done(Request *r, int res) noexcept nogil:
 
 cdef int read_error(Request *r, int error) noexcept nogil:
     """After `done` bytes. For the page cache a short read would be the end of the file."""
-    return <int> r.done if r.done and r.handle.flags & H_DIRECT else error
+    return <int> r.done if r.done and r.file.flags & OF_DIRECT else error
 
 
 cdef int read_done(Request *r, int res) noexcept nogil:
@@ -257,7 +257,7 @@ cdef int write_reply(Request *r, int res) noexcept nogil:
     But not with O_DIRECT: of a short write the kernel makes EIO, which tells less than the error.
     """
     cdef fuse_write_out *out = <fuse_write_out *> r.out
-    if res < 0 and (r.done == 0 or r.handle.open_flags & O_DIRECT):
+    if res < 0 and (r.done == 0 or r.file.open_flags & O_DIRECT):
         return res
     r.ctx.stats.write_bytes += r.done
     out.size = r.done
@@ -276,7 +276,7 @@ cdef int blocking_read(Request *r) noexcept nogil:
         if n == 0:
             break
         r.done += <uint32_t> n
-        if r.handle.flags & H_SYNC_READ:
+        if r.file.flags & OF_SYNC_READ:
             break  # memory has no other reason to be short than its end
     r.ctx.stats.read_bytes += r.done
     return r.done
@@ -286,7 +286,7 @@ cdef int pooled_write(Request *r) noexcept nogil:
     """blocking_write() on a pool thread."""
     cdef int res = 0
     if r.as_data:
-        if r.handle.flags & H_KILLS:
+        if r.file.flags & OF_KILLS:
             kill_suidgid(r.fd)
         res = data_take(r.ctx)
     if res == 0:
@@ -311,53 +311,25 @@ cdef int blocking_write(Request *r) noexcept nogil:
 
 # ----------------------------------------------------------- READ, WRITE
 
-cdef uint32_t handle_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil:
-    """How a file is read and written best, by its filesystem and open(2) flags."""
-    cdef uint32_t f = 0
-    if fs_flags & FS_MEMORY:
-        return H_SYNC_READ | H_SYNC_WRITE
-    if open_flags & O_DIRECT:
-        f |= H_ASYNC_READ | H_ASYNC_WRITE | H_DIRECT
-    if open_flags & (O_SYNC | O_DSYNC):
-        f |= H_ASYNC_WRITE
-    if fs_flags & FS_REMOTE:
-        f |= H_ASYNC_READ | H_ASYNC_WRITE | H_REMOTE
-    return f
-
 
 cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t size, char *buf,
                              uint32_t flags) noexcept nogil:
-    """Aim a READ or WRITE at its handle's fd. flags: the open file's at this moment; 0: of no file."""
-    r.fd = fh_fd(r, fh, H_FILE, &r.handle)
+    """Aim a READ or WRITE at its open file's fd. flags: that file's at this moment; 0: of no file."""
+    r.fd = fh_fd(r, fh, OF_FILE, &r.file)
     if r.fd < 0:
         return r.fd
     r.off = off
     r.len = size
     r.done = 0
     r.buf = buf
-    if (flags ^ r.handle.open_flags) & server_of(r).config.mirrored and flags:
+    if (flags ^ r.file.open_flags) & server_of(r).config.mirrored and flags:
         mirror_flags(r, flags)
     return 0
 
 
-cdef void mirror_flags(Request *r, uint32_t flags) noexcept nogil:
-    """Do to the source's file what fcntl(F_SETFL) has done to the caller's: O_APPEND, O_DIRECT and the like."""
-    cdef Server *s = server_of(r)
-    cdef Handle *h = r.handle
-    cdef Inode *i = inode_at(&s.inodes, h.node)
-    cdef uint32_t new = (h.open_flags & ~s.config.mirrored) | (flags & s.config.mirrored)
-    data_drop(r.ctx)  # O_NOATIME is the owner's
-    if fcntl(r.fd, F_SETFL, source_fd_flags(new, h.flags & H_REMOTE)) < 0:
-        return  # the source knows no O_DIRECT, or not yet
-    if direct_writing(new) != direct_writing(h.open_flags):
-        direct_writer(&s.inodes, i, 1 if direct_writing(new) else -1)
-    h.open_flags = new
-    h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, new) | (h.flags & H_KILLS)
-
-
 cdef inline bint alone(Request *r) noexcept nogil:
     """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
-    return r.handle.flags & (H_DIRECT | H_REMOTE) == H_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
+    return r.file.flags & (OF_DIRECT | OF_REMOTE) == OF_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
         and not r.ctx.linked and not uring_ahead(r.ctx.ring) and now_ns() >= r.ctx.patience
 
 
@@ -374,7 +346,7 @@ cdef int timed(Request *r, Handler io, uint64_t slow) noexcept nogil:
 
 cdef int op_read(Request *r) noexcept nogil:
     cdef fuse_read_in *arg = <fuse_read_in *> r.op_in
-    cdef Handle *h
+    cdef OpenFile *file
     cdef iovec iov
     cdef ssize_t n
     cdef int res
@@ -383,13 +355,13 @@ cdef int op_read(Request *r) noexcept nogil:
     res = data_request(r, arg.fh, arg.offset, arg.size, r.out, arg.flags)
     if res < 0:
         return res
-    h = r.handle
+    file = r.file
     if r.zero_copy:
         return ring_rw(r, False)
-    if h.flags & H_SYNC_READ:
+    if file.flags & OF_SYNC_READ:
         r.ctx.stats.io_inline += 1
         return blocking_read(r)
-    while not h.flags & H_ASYNC_READ:
+    while not file.flags & OF_ASYNC_READ:
         iov.iov_base = r.buf + r.done
         iov.iov_len = r.len - r.done
         n = preadv2(r.fd, &iov, 1, <int64_t> (r.off + r.done), RWF_NOWAIT)
@@ -397,7 +369,7 @@ cdef int op_read(Request *r) noexcept nogil:
             if errno == EAGAIN or errno == EINTR:
                 break
             if errno == EOPNOTSUPP:
-                h.flags |= H_ASYNC_READ
+                file.flags |= OF_ASYNC_READ
                 break
             return read_error(r, -errno)
         r.done += <uint32_t> n
@@ -437,28 +409,28 @@ cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil:
 
 cdef int op_write(Request *r) noexcept nogil:
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
-    cdef Handle *h
+    cdef OpenFile *file
     cdef int res
     if arg.size > r.arg_len and not r.zero_copy:
         return -EINVAL
     res = data_request(r, arg.fh, arg.offset, arg.size, r.arg, arg.flags)
     if res < 0:
         return res
-    h = r.handle
+    file = r.file
     # The kernel says so at each write of who may not keep suid and sgid, whether they are there or not; who has
     # written a page it does not say.
     r.as_data = 1 if r.ctx.data_how and arg.write_flags & (FUSE_WRITE_KILL_SUIDGID | FUSE_WRITE_CACHE) else 0
-    if arg.write_flags & FUSE_WRITE_CACHE and (h.open_flags & O_APPEND or h.flags & H_DIRECT):
-        # Pages of an mmap, written back by whatever handle is at hand, to where they belong; and
+    if arg.write_flags & FUSE_WRITE_CACHE and (file.open_flags & O_APPEND or file.flags & OF_DIRECT):
+        # Pages of an mmap, written back by whatever open file is at hand, to where they belong; and
         # the last one only up to the end of the file.
-        r.fd = cache_fd(r.ctx, h)
+        r.fd = cache_fd(r.ctx, file)
         if r.fd < 0:
             return r.fd
-    if r.as_data and h.flags & H_KILLS:
+    if r.as_data and file.flags & OF_KILLS:
         return later(r, pooled_write)
     if r.zero_copy:
         return ring_rw(r, True)
-    if not h.flags & H_ASYNC_WRITE or alone(r):
+    if not file.flags & OF_ASYNC_WRITE or alone(r):
         if r.as_data:
             res = data_take(r.ctx)
             if res < 0:
@@ -475,13 +447,13 @@ cdef int op_write(Request *r) noexcept nogil:
 
 cdef int write_inline(Request *r) noexcept nogil:
     """Write what can be written without waiting; PENDING: something is left."""
-    cdef Handle *h = r.handle
+    cdef OpenFile *file = r.file
     cdef iovec iov
     cdef ssize_t n
-    if h.flags & H_SYNC_WRITE:
+    if file.flags & OF_SYNC_WRITE:
         r.ctx.stats.io_inline += 1
         return blocking_write(r)
-    if not h.flags & H_ASYNC_WRITE:
+    if not file.flags & OF_ASYNC_WRITE:
         iov.iov_base = r.buf
         iov.iov_len = r.len
         n = pwritev2(r.fd, &iov, 1, <int64_t> r.off, RWF_NOWAIT)
@@ -497,26 +469,9 @@ cdef int write_inline(Request *r) noexcept nogil:
                 return timed(r, blocking_write, SLOW_NS)
         elif errno != EAGAIN and errno != EINTR:
             return -errno
-    if alone(r) and not h.open_flags & (O_SYNC | O_DSYNC):
+    if alone(r) and not file.open_flags & (O_SYNC | O_DSYNC):
         return timed(r, blocking_write, SLOW_DEVICE_NS)
     return PENDING
-
-
-cdef int cache_fd(Context *ctx, Handle *h) noexcept nogil:
-    """A second fd of a file, without O_DIRECT and O_APPEND. -errno if it cannot be had."""
-    cdef char path[FD_PATH]
-    cdef int fd = atomic_geti(&h.cache_fd)
-    if fd >= 0:
-        return fd
-    data_drop(ctx)
-    fd_path(path, h.fd)
-    fd = open(path, (h.open_flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME)) | O_CLOEXEC)
-    if fd < 0:
-        return -errno
-    if not atomic_casi(&h.cache_fd, -1, fd):
-        close(fd)
-        fd = h.cache_fd
-    return fd
 
 
 # --------------------------------------- FSYNC, FALLOCATE, LSEEK, COPY...
@@ -528,7 +483,7 @@ cdef int plain_done(Request *r, int res) noexcept nogil:
 cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
     cdef fuse_fsync_in *arg = <fuse_fsync_in *> r.op_in
     cdef io_uring_sqe *sqe
-    r.fd = fh_fd(r, arg.fh, kind, &r.handle)
+    r.fd = fh_fd(r, arg.fh, kind, &r.file)
     if r.fd < 0:
         return r.fd
     r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
@@ -545,22 +500,22 @@ cdef int blocking_fsync(Request *r) noexcept nogil:
 
 
 cdef int op_fsync(Request *r) noexcept nogil:
-    return sync_request(r, H_FILE)
+    return sync_request(r, OF_FILE)
 
 
 cdef int op_fsyncdir(Request *r) noexcept nogil:
-    return sync_request(r, H_DIR)
+    return sync_request(r, OF_DIR)
 
 
 cdef int op_fallocate(Request *r) noexcept nogil:
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
     cdef io_uring_sqe *sqe
     cdef int who
-    r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
+    r.fd = fh_fd(r, arg.fh, OF_FILE, &r.file)
     if r.fd < 0:
         return r.fd
     r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
-    if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.handle.flags & H_KILLS):
+    if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.file.flags & OF_KILLS):
         return later(r, blocking_fallocate)
     who = ring_identity(r)
     if who < 0:
@@ -582,7 +537,7 @@ cdef int blocking_fallocate(Request *r) noexcept nogil:
     if res == 0:
         res = -errno if fallocate(r.fd, arg.mode, arg.offset, arg.length) < 0 else 0
     data_drop(r.ctx)
-    if res == 0 and r.as_data and r.handle.flags & H_KILLS:
+    if res == 0 and r.as_data and r.file.flags & OF_KILLS:
         kill_suidgid(r.fd)
     return res
 
@@ -622,13 +577,13 @@ cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexce
 cdef int op_lseek(Request *r) noexcept nogil:
     """SEEK_DATA and SEEK_HOLE; the source fd's own position means nothing to anybody."""
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
-    r.fd = fh_fd(r, arg.fh, H_FILE, &r.handle)
+    r.fd = fh_fd(r, arg.fh, OF_FILE, &r.file)
     if r.fd < 0:
         return r.fd
     # What the kernel has collected is no hole. Not on a thread of the pool, which may have these writes to do.
     if server_of(r).config.writeback and r.ctx.stats.kind != T_POOL:
         return pool_submit(server_of(r).waiters, r, blocking_lseek)
-    if server_of(r).inodes.fs[inode_at(&server_of(r).inodes, r.handle.node).fs].flags & FS_REMOTE:
+    if server_of(r).inodes.fs[inode_at(&server_of(r).inodes, r.file.node).fs].flags & FS_REMOTE:
         return later(r, blocking_lseek)
     return blocking_lseek(r)
 
@@ -637,7 +592,7 @@ cdef int blocking_lseek(Request *r) noexcept nogil:
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef int64_t at
     if server_of(r).config.writeback:
-        notify_pages(server_of(r), r.handle.node, <int64_t> (arg.offset & ~<uint64_t> 4095), 0)
+        notify_pages(server_of(r), r.file.node, <int64_t> (arg.offset & ~<uint64_t> 4095), 0)
     at = lseek(r.fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno
@@ -656,8 +611,8 @@ cdef int op_copy_file_range(Request *r) noexcept nogil:
 
 cdef int blocking_copy(Request *r) noexcept nogil:
     cdef fuse_copy_file_range_in *arg = <fuse_copy_file_range_in *> r.op_in
-    cdef Handle *source = handle_at(&server_of(r).handles, arg.fh_in, H_FILE)
-    cdef Handle *target = handle_at(&server_of(r).handles, arg.fh_out, H_FILE)
+    cdef OpenFile *source = file_at(server_of(r), arg.fh_in, OF_FILE)
+    cdef OpenFile *target = file_at(server_of(r), arg.fh_out, OF_FILE)
     cdef int64_t at = <int64_t> arg.off_in
     cdef int64_t to = <int64_t> arg.off_out
     cdef size_t length = arg.len
@@ -667,8 +622,8 @@ cdef int blocking_copy(Request *r) noexcept nogil:
         return -EBADF
     if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
         length = 0x40000000
-    fd = handle_fd(server_of(r), source)
-    fd2 = handle_fd(server_of(r), target) if fd >= 0 else fd
+    fd = file_fd(server_of(r), source)
+    fd2 = file_fd(server_of(r), target) if fd >= 0 else fd
     if fd2 < 0:
         return fd2
     r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
@@ -681,7 +636,7 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     data_drop(r.ctx)
     if res < 0:
         return res
-    if n and r.as_data and target.flags & H_KILLS:
+    if n and r.as_data and target.flags & OF_KILLS:
         kill_suidgid(fd2)
     if r.h.opcode == FUSE_COPY_FILE_RANGE_64:
         (<fuse_copy_file_range_out *> r.out).bytes_copied = n

@@ -1,7 +1,7 @@
 """OPENDIR, READDIR, READDIRPLUS, RELEASEDIR.
 
 Offsets are the source's own cookies (d_off), so seekdir(3) works as there. Entries that
-getdents64(2) gave beyond what a reply holds stay in the handle for the next request.
+getdents64(2) gave beyond what a reply holds stay with the open directory for the next request.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -13,6 +13,7 @@ from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply
 from passthru._file cimport version_of
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._openfile cimport file_at, file_close, file_add
 from passthru._request cimport *
 
 cdef enum:
@@ -39,7 +40,7 @@ cdef int op_opendir(Request *r) noexcept nogil:
         inode_unpin(i)
         return fd
     inode_reserve(&s.inodes, i, False, False)
-    index = handle_open(&s.inodes, r.ctx.id, <uint32_t> r.h.nodeid, fd, H_DIR)
+    index = file_add(s, r.ctx.id, <uint32_t> r.h.nodeid, fd, OF_DIR)
     if not index:
         inode_unpin(i)
         return -ENOMEM
@@ -63,20 +64,20 @@ cdef inline uint32_t record(uint32_t header, uint32_t namelen) noexcept nogil:
     return (header + sizeof(fuse_dirent) + namelen + 7) & ~7u
 
 
-cdef int refill(Handle *h) noexcept nogil:
+cdef int refill(OpenFile *file) noexcept nogil:
     """Read more entries. Bytes, 0 at the end, or -errno."""
     cdef long n
-    if h.buf == NULL:
-        h.buf = <char *> malloc(BUFFER)
-        if h.buf == NULL:
+    if file.buf == NULL:
+        file.buf = <char *> malloc(BUFFER)
+        if file.buf == NULL:
             return -ENOMEM
-    n = sys_getdents64(h.fd, h.buf, BUFFER)
-    h.buf_pos = 0
-    h.buf_end = <uint32_t> n if n > 0 else 0
+    n = sys_getdents64(file.fd, file.buf, BUFFER)
+    file.buf_pos = 0
+    file.buf_end = <uint32_t> n if n > 0 else 0
     return <int> n
 
 
-cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexcept nogil:
+cdef int fill(Request *r, OpenFile *file, int64_t off, uint32_t cap, bint plus) noexcept nogil:
     """Entries from cookie `off` on, as many as fit `cap`. Bytes or -errno."""
     cdef uint32_t header = sizeof(fuse_entry_out) if plus else 0
     cdef uint32_t used = 0, size, namelen
@@ -93,25 +94,25 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
     if dir == NULL:
         return -ESTALE
     salt = t.fs[dir.fs].salt
-    if off != h.next_off:
-        if lseek(h.fd, off, SEEK_SET) < 0:
+    if off != file.next_off:
+        if lseek(file.fd, off, SEEK_SET) < 0:
             return -errno
-        h.next_off = off
-        h.buf_pos = h.buf_end = 0
+        file.next_off = off
+        file.buf_pos = file.buf_end = 0
     if plus:
         dir_fd = request_pin(r, &dir)
         if dir_fd < 0:
             return dir_fd
     while True:
-        if h.buf_pos == h.buf_end:
-            n = refill(h)
+        if file.buf_pos == file.buf_end:
+            n = refill(file)
             if n <= 0:
                 if n < 0 and used == 0:
                     if plus:
                         inode_unpin(dir)
                     return n
                 break
-        d = <dirent64 *> (h.buf + h.buf_pos)
+        d = <dirent64 *> (file.buf + file.buf_pos)
         namelen = <uint32_t> strlen(d.d_name)
         size = record(header, namelen)
         if used + size > cap:
@@ -138,8 +139,8 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
         memcpy(<char *> f + sizeof(fuse_dirent), d.d_name, namelen)
         memset(<char *> f + sizeof(fuse_dirent) + namelen, 0, size - header - sizeof(fuse_dirent) - namelen)
         used += size
-        h.buf_pos += d.d_reclen
-        h.next_off = d.d_off
+        file.buf_pos += d.d_reclen
+        file.next_off = d.d_off
     if plus:
         inode_unpin(dir)
     return <int> used
@@ -147,21 +148,21 @@ cdef int fill(Request *r, Handle *h, int64_t off, uint32_t cap, bint plus) noexc
 
 cdef int list_request(Request *r, bint plus) noexcept nogil:
     cdef fuse_read_in *arg = <fuse_read_in *> r.op_in
-    cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_DIR)
-    cdef Handle own
+    cdef OpenFile *file = file_at(server_of(r), arg.fh, OF_DIR)
+    cdef OpenFile own
     cdef uint32_t cap
     cdef int res
-    if h == NULL:
+    if file == NULL:
         return -EBADF
     cap = arg.size if arg.size < r.out_cap else r.out_cap
-    if not atomic_swap32(&h.busy, 1):
-        res = fill(r, h, <int64_t> arg.offset, cap, plus)
-        atomic_set32(&h.busy, 0)
+    if not atomic_swap32(&file.busy, 1):
+        res = fill(r, file, <int64_t> arg.offset, cap, plus)
+        atomic_set32(&file.busy, 0)
         return res
-    # Somebody else reads by this handle just now (its first reader was killed, say). Waiting for
+    # Somebody else reads by this open directory just now (its first reader was killed, say). Waiting for
     # a queue's thread is not for us: read by an fd of our own.
     memset(&own, 0, sizeof(own))
-    own.fd = openat(h.fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    own.fd = openat(file.fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     if own.fd < 0:
         return -errno
     res = fill(r, &own, <int64_t> arg.offset, cap, plus)
@@ -180,8 +181,8 @@ cdef int op_readdirplus(Request *r) noexcept nogil:
 
 cdef int op_releasedir(Request *r) noexcept nogil:
     cdef uint64_t fh = (<fuse_release_in *> r.op_in).fh
-    if handle_at(&server_of(r).handles, fh, H_DIR) == NULL:
+    if file_at(server_of(r), fh, OF_DIR) == NULL:
         return -EBADF
-    handle_close(&server_of(r).inodes, <uint32_t> fh)
+    file_close(server_of(r), <uint32_t> fh)
     r.ctx.stats.releases += 1
     return 0

@@ -3,15 +3,18 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._backing cimport appending, backing_reserve
-from passthru._copy cimport BIG_CUT, cut, handle_io_flags, later, open_to_cut, patiently, source_fd_flags
+from passthru._backing cimport backing_reserve
+from passthru._copy cimport BIG_CUT, cut, later, open_to_cut, patiently
 from passthru._entry cimport entry_arg, entry_reply, opened_inode, privileged
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._lock cimport flock_leaving, flock_left, locks_drop_handle, locks_drop_owner
+from passthru._lock cimport flock_leaving, flock_left, locks_drop_file, locks_drop_owner
 from passthru._notify cimport notify_attributes
+from passthru._openfile cimport (
+    appending, direct_writing, file_at, file_close, file_io_flags, file_add, source_fd_flags,
+)
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
 
@@ -53,21 +56,21 @@ cdef uint64_t version_of(statx *stx) noexcept nogil:
 
 cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int fd, uint32_t flags,
                     statx *stx, int32_t backing) noexcept nogil:
-    """Make a handle of fd, which it takes over, and tell the kernel how to use it. 0 or -ENOMEM.
+    """Make an open file of fd, which it takes over, and tell the kernel how to use it. 0 or -ENOMEM.
 
-    With a backing id fd may be -1, and the inode's pin is the handle's until it is closed.
+    With a backing id fd may be -1, and the inode's pin is the file's until it is closed.
     """
     cdef Server *s = server_of(r)
-    cdef uint32_t index = handle_open(&s.inodes, r.ctx.id, node, fd, H_FILE)
-    cdef Handle *h
+    cdef uint32_t index = file_add(s, r.ctx.id, node, fd, OF_FILE)
+    cdef OpenFile *file
     cdef uint64_t version
     cdef int keep = s.config.keep_cache
     if not index:
         return -ENOMEM
     r.ctx.stats.opens += 1
-    h = <Handle *> slab_at(&s.handles, index)
-    h.open_flags = flags
-    h.flags = handle_io_flags(s.inodes.fs[i.fs].flags, flags)
+    file = <OpenFile *> slab_at(&s.files, index)
+    file.open_flags = flags
+    file.flags = file_io_flags(s.inodes.fs[i.fs].flags, flags)
     if direct_writing(flags):
         direct_writer(&s.inodes, i, 1)
     out.fh = index
@@ -75,7 +78,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     out.backing_id = backing
     if backing:
         out.open_flags |= FOPEN_PASSTHROUGH
-        h.passthrough = 1
+        file.passthrough = 1
         r.ctx.stats.opens_passthrough += 1
         if appending(flags):
             out.open_flags |= FOPEN_DIRECT_IO  # reads and writes come here, see backing_reserve()
@@ -87,7 +90,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
             out.open_flags |= FOPEN_KEEP_CACHE
         i.cached = version
         if s.inodes.fs[i.fs].flags & FS_REMOTE and stx.stx_mode & (S_ISUID | S_ISGID):
-            h.flags |= H_KILLS
+            file.flags |= OF_KILLS
         elif s.config.zero_copy and (flags & O_DIRECT or stx.stx_size >= s.config.zero_copy_min):
             out.open_flags |= FOPEN_IO_URING_ZERO_COPY
         # Or the kernel does all direct writes to a file one after the other, and goes on from a
@@ -197,7 +200,7 @@ cdef int op_open(Request *r) noexcept nogil:
         if res < 0:
             inode_unpin(i)
             return res
-        (<Handle *> slab_at(&s.handles, out.fh)).pinned = 1
+        (<OpenFile *> slab_at(&s.files, out.fh)).pinned = 1
         return sizeof(fuse_open_out)
     # Somebody's lease (F_SETLEASE) is waited for by a pool's thread.
     if not pooled:
@@ -230,7 +233,7 @@ cdef int op_open(Request *r) noexcept nogil:
 cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
     """The reply to CREATE and TMPFILE for the new source fd, which it takes over."""
     cdef Server *s = server_of(r)
-    cdef file_handle_max fh
+    cdef file_handle_max handle
     cdef statx stx
     cdef char path[FD_PATH]
     cdef uint32_t node = 0
@@ -244,8 +247,8 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         return res
     fs = fs_get(&s.inodes, &stx)
     if fs >= 0:
-        if s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &fh) == 0:
-            node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &fh)
+        if s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &handle) == 0:
+            node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &handle)
         if node:
             r.ctx.stats.lookups += 1
         fs_put(&s.inodes, fs)
@@ -380,32 +383,32 @@ cdef int op_flush(Request *r) noexcept nogil:
     """close(2) of one of the caller's fds: where the source is remote, it may have errors to tell."""
     cdef fuse_flush_in *arg = <fuse_flush_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
-    if h == NULL:
+    cdef OpenFile *file = file_at(s, arg.fh, OF_FILE)
+    if file == NULL:
         return -EBADF
-    r.fd = h.fd
-    if h.flocked:
-        flock_leaving(s, h.node, <uint32_t> arg.fh)
-    if s.inodes.fs[inode_at(&s.inodes, h.node).fs].flags & FS_REMOTE:
+    r.fd = file.fd
+    if file.flocked:
+        flock_leaving(s, file.node, <uint32_t> arg.fh)
+    if s.inodes.fs[inode_at(&s.inodes, file.node).fs].flags & FS_REMOTE:
         return later(r, blocking_flush)
-    locks_drop_owner(s, h.node, arg.lock_owner)
-    attributes_changed(s, h)
+    locks_drop_owner(s, file.node, arg.lock_owner)
+    attributes_changed(s, file)
     return 0
 
 
-cdef void attributes_changed(Server *s, Handle *h) noexcept nogil:
+cdef void attributes_changed(Server *s, OpenFile *file) noexcept nogil:
     """Have the kernel ask for the attributes of a passthrough file that was open for writing.
 
     Of writes through an mmap of the backing file it knows nothing.
     """
-    if h.passthrough and h.open_flags & O_ACCMODE != O_RDONLY:
-        notify_attributes(s, h.node)
+    if file.passthrough and file.open_flags & O_ACCMODE != O_RDONLY:
+        notify_attributes(s, file.node)
 
 
 cdef int blocking_flush(Request *r) noexcept nogil:
     cdef fuse_flush_in *arg = <fuse_flush_in *> r.op_in
     cdef int fd
-    locks_drop_owner(server_of(r), handle_at(&server_of(r).handles, arg.fh, H_FILE).node, arg.lock_owner)
+    locks_drop_owner(server_of(r), file_at(server_of(r), arg.fh, OF_FILE).node, arg.lock_owner)
     if r.fd < 0:
         return 0
     fd = dup(r.fd)
@@ -417,16 +420,16 @@ cdef int blocking_flush(Request *r) noexcept nogil:
 cdef int op_release(Request *r) noexcept nogil:
     cdef fuse_release_in *arg = <fuse_release_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef OpenFile *file = file_at(s, arg.fh, OF_FILE)
     cdef Inode *i
     cdef statx stx
-    if h == NULL:
+    if file == NULL:
         return -EBADF
-    i = inode_at(&s.inodes, h.node)
+    i = inode_at(&s.inodes, file.node)
     if s.inodes.fs[i.fs].flags & FS_REMOTE:
         return later(r, blocking_release)
     # The end of a removed file's last fd is the end of the file.
-    if i.fd < 0 and h.fd >= 0 and c_statx(h.fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
+    if i.fd < 0 and file.fd >= 0 and c_statx(file.fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and \
             stx.stx_nlink == 0 and stx.stx_blocks > BIG_CUT >> 9:
         return later(r, blocking_release)
     return blocking_release(r)
@@ -435,13 +438,13 @@ cdef int op_release(Request *r) noexcept nogil:
 cdef int blocking_release(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef uint32_t fh = <uint32_t> (<fuse_release_in *> r.op_in).fh
-    cdef Handle *h = <Handle *> slab_at(&s.handles, fh)
-    cdef uint32_t node = h.node
-    cdef bint flocked = h.flocked
-    locks_drop_handle(s, node, fh)
+    cdef OpenFile *file = <OpenFile *> slab_at(&s.files, fh)
+    cdef uint32_t node = file.node
+    cdef bint flocked = file.flocked
+    locks_drop_file(s, node, fh)
     if not s.config.locks:
-        attributes_changed(s, h)  # there was no FLUSH
-    handle_close(&s.inodes, fh)
+        attributes_changed(s, file)  # there was no FLUSH
+    file_close(s, fh)
     if flocked:
         flock_left(s, node, fh)
     r.ctx.stats.releases += 1

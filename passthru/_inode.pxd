@@ -1,4 +1,4 @@
-# Inodes and handles: what nodeids and file handles stand for.
+# Inodes: what nodeids stand for. "handle" is that of name_to_handle_at(2) throughout; an open file has a number, `fh`.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
@@ -19,18 +19,18 @@ cdef enum:
     EVICTING = 0x80000000  # in Inode.pins: its fd is being closed
     UNSURE = 0xffffffff    # inode_find()
     NO_HANDLE = 255        # Inode.handle_len: its fd must stay open
-    # Handle.kind
-    H_FREE = 0
-    H_FILE = 1
-    H_DIR = 2
-    # Handle.flags
-    H_SYNC_READ = 1        # read inline: the source never waits
-    H_SYNC_WRITE = 2       # write inline
-    H_ASYNC_READ = 4       # do not try NOWAIT first
-    H_ASYNC_WRITE = 8
-    H_DIRECT = 16          # the source fd is O_DIRECT
-    H_REMOTE = 32          # even submitting may wait
-    H_KILLS = 64           # has had suid or sgid on a remote source, which may not clear them by itself
+    # OpenFile.kind
+    OF_FREE = 0
+    OF_FILE = 1
+    OF_DIR = 2
+    # OpenFile.flags
+    OF_SYNC_READ = 1        # read inline: the source never waits
+    OF_SYNC_WRITE = 2       # write inline
+    OF_ASYNC_READ = 4       # do not try NOWAIT first
+    OF_ASYNC_WRITE = 8
+    OF_DIRECT = 16          # the source fd is O_DIRECT
+    OF_REMOTE = 32          # even submitting may wait
+    OF_KILLS = 64           # has had suid or sgid on a remote source, which may not clear them by itself
 
 cdef struct Filesystem:        # a mount and device of the source or below it; index 0 is the source's own
     uint64_t mnt_id        # STATX_MNT_ID_UNIQUE if the kernel has it
@@ -71,7 +71,7 @@ cdef struct Inode:
     uint64_t nlookup       # under the hash shard's lock
     uint64_t cached        # what the page cache was filled from, see open_cache_flag()
     uint32_t pins          # operations using fd
-    uint32_t handles       # open files and directories; under the hash shard's lock
+    uint32_t opens         # open files and directories; under the hash shard's lock
     int32_t fd             # O_PATH, -1: closed, reopened by handle
     uint32_t next          # hash chain
     uint32_t generation
@@ -92,7 +92,7 @@ cdef struct Inode:
     uint8_t familiar       # a directory: the last name looked up in it was of a known inode
     # Under the hash shard's lock:
     uint8_t passthrough    # its open files are passed through
-    uint8_t direct         # handles that are open for direct writing; MANY: so many or more, until none is open at all
+    uint8_t direct         # open files for direct writing; MANY: so many or more, until none is open at all
     uint8_t direct_past    # see DIRECT_*
     HandleBytes handle
 
@@ -127,16 +127,13 @@ cdef struct InodeTable:
     FdCache backings       # inodes with a backing id
     void (*forget)(void *server, Inode *i) noexcept nogil  # before an inode is freed
     void *server           # the Server that it is of, of which a table knows nothing
-    Slab *handles          # to find an unlinked inode's open file
+    Slab *files            # to find an unlinked inode's open file
     uint32_t remote        # how many rows are FS_REMOTE
     uint32_t unhandled     # some row has no file handles
     uint64_t walked        # see sweep_held()
 
-cdef inline bint direct_writing(uint32_t open_flags) noexcept nogil:
-    return open_flags & O_DIRECT and open_flags & O_ACCMODE != O_RDONLY
 
-
-cdef struct Handle:
+cdef struct OpenFile:          # or directory, see _openfile
     uint32_t kind
     uint32_t node
     int32_t fd             # -1: not opened, the kernel reads and writes the backing file
@@ -152,7 +149,7 @@ cdef struct Handle:
     int64_t next_off       # cookie of the entry at buf_pos
     char *buf              # directory entries read and not yet given out
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo) noexcept nogil
 cdef void table_destroy(InodeTable *t) noexcept nogil
 cdef void cache_trim(FdCache *c) noexcept nogil
 cdef void table_sweep(InodeTable *t) noexcept nogil
@@ -163,18 +160,16 @@ cdef void fs_put(InodeTable *t, unsigned fs) noexcept nogil
 cdef int fs_covered(InodeTable *t, uint64_t mnt_id, unsigned fs, uint64_t ino) noexcept nogil
 cdef int fs_fd(InodeTable *t, unsigned fs) noexcept nogil
 cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name) noexcept nogil
-cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil
-cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *fh) noexcept nogil
+cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *handle) noexcept nogil
+cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *handle) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
-                        file_handle_max *fh) noexcept nogil
+                        file_handle_max *handle) noexcept nogil
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil
 cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil
-cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t handles) noexcept nogil
-cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil
-cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil
+cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t opens) noexcept nogil
 
 
 cdef inline unsigned stx_mask() noexcept nogil:
@@ -213,11 +208,3 @@ cdef inline bint on_fs(Filesystem *f, statx *stx) noexcept nogil:
 cdef inline void fs_unpin(InodeTable *t, unsigned fs) noexcept nogil:
     """The end of what fs_fd() began."""
     atomic_sub32(&t.fs[fs].pins, 1)
-
-
-cdef inline Handle *handle_at(Slab *handles, uint64_t fh, unsigned kind) noexcept nogil:
-    """The open handle `fh` of that kind or NULL."""
-    cdef Handle *h = <Handle *> slab_at(handles, fh)
-    if h == NULL or h.kind != kind:
-        return NULL
-    return h

@@ -1,12 +1,12 @@
-"""Inode and handle tables.
+"""The inode table.
 
 A known inode is held by its file handle (name_to_handle_at(2)) where source and
 privileges allow; O_PATH fds are then a bounded cache. Elsewhere each inode keeps
 its O_PATH fd open. Cost per operation does not depend on the number of inodes.
 
-Lifetime: an inode lives while the kernel holds lookups (nlookup) or handles are
-open; both change under the lock of its hash shard. `pins` keeps its fd open. The
-thread that swaps pins from 0 to EVICTING owns fd and handle until it swaps back.
+Lifetime: an inode lives while the kernel holds lookups (nlookup) or has it open (opens);
+both change under the lock of its hash shard. `pins` keeps its fd open. The thread that
+swaps pins from 0 to EVICTING owns fd and handle until it swaps back.
 """
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -39,7 +39,7 @@ cdef inline uint64_t stx_btime(statx *stx) noexcept nogil:
     return <uint64_t> stx.stx_btime.tv_sec * 1000000000u + stx.stx_btime.tv_nsec
 
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles, int mountinfo) noexcept nogil:
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo) noexcept nogil:
     """A table whose nodeid 1 is what `root_fd` (O_PATH) is, which it takes over. 0 or -errno.
 
     That is a directory, a regular file, or a block device, which is then taken for a regular file.
@@ -54,7 +54,7 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *handles
     cdef Inode *i
     cdef uint32_t node
     memset(t, 0, sizeof(InodeTable))
-    t.handles = handles
+    t.files = files
     t.mountinfo = mountinfo
     r = slab_init(&t.slab, sizeof(Inode))
     if r < 0:
@@ -194,15 +194,15 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
     number: of its mount in mountinfo(5); flags: FS_ ones. May wait for the filesystem.
     """
     cdef Filesystem *f
-    cdef file_handle_max fh
+    cdef file_handle_max handle
     cdef unsigned k
     cdef int n = fs_get(t, stx)
     cdef int mount_fd = -1, probe
     if n >= 0:
         return n
-    if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &fh) == 0:
+    if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &handle) == 0:
         mount_fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        probe = sys_open_by_handle_at(mount_fd, &fh, O_PATH | O_CLOEXEC) if mount_fd >= 0 else -1
+        probe = sys_open_by_handle_at(mount_fd, &handle, O_PATH | O_CLOEXEC) if mount_fd >= 0 else -1
         if probe >= 0:
             close(probe)
             flags |= FS_HANDLES
@@ -397,10 +397,10 @@ cdef Inode *cache_victim(InodeTable *t, uint32_t *at) noexcept nogil:
 
 cdef void evict(Inode *i) noexcept nogil:
     """Close the fd of a claimed inode, for its handle."""
-    cdef file_handle_max fh
+    cdef file_handle_max handle
     cdef int fd = i.fd
     if i.handle_len == 0:
-        if sys_name_to_handle_at(fd, &fh) < 0 or not handle_store(i, &fh):
+        if sys_name_to_handle_at(fd, &handle) < 0 or not handle_store(i, &handle):
             i.handle_len = NO_HANDLE
     if i.handle_len != NO_HANDLE:
         atomic_seti(&i.fd, -1)
@@ -473,7 +473,7 @@ cdef void sweep_fds(InodeTable *t) noexcept nogil:
 
 cdef inline bint held(InodeTable *t, Inode *i) noexcept nogil:
     """Is it a file without an open file, whose fd stays open since nothing else leads to it?"""
-    return i.fd >= 0 and i.type != S_IFDIR >> 12 and not i.handles and not t.fs[i.fs].flags & FS_REMOTE and not (
+    return i.fd >= 0 and i.type != S_IFDIR >> 12 and not i.opens and not t.fs[i.fs].flags & FS_REMOTE and not (
         t.fs[i.fs].flags & FS_HANDLES and i.handle_len != NO_HANDLE)
 
 
@@ -551,16 +551,16 @@ cdef bint fds_short(InodeTable *t, int error) noexcept nogil:
     return freed > 0
 
 
-cdef bint handle_store(Inode *i, file_handle_max *fh) noexcept nogil:
+cdef bint handle_store(Inode *i, file_handle_max *handle) noexcept nogil:
     cdef unsigned char *to = &i.handle.here[0]
-    if fh.handle_bytes > INLINE_HANDLE:
-        to = <unsigned char *> malloc(fh.handle_bytes)
+    if handle.handle_bytes > INLINE_HANDLE:
+        to = <unsigned char *> malloc(handle.handle_bytes)
         if to == NULL:
             return False
         i.handle.there = to
-    memcpy(to, fh.f_handle, fh.handle_bytes)
-    i.handle_type = fh.handle_type
-    i.handle_len = <uint8_t> fh.handle_bytes
+    memcpy(to, handle.f_handle, handle.handle_bytes)
+    i.handle_type = handle.handle_type
+    i.handle_len = <uint8_t> handle.handle_bytes
     return True
 
 
@@ -570,7 +570,7 @@ cdef inline unsigned char *handle_bytes(Inode *i) noexcept nogil:
 
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     """inode_fd()'s slow path; the caller has pinned. The fd, or -errno and no longer pinned."""
-    cdef file_handle_max fh
+    cdef file_handle_max handle
     cdef unsigned attempts = 0
     cdef int mount_fd, fd = -ESTALE
     while atomic_get32(&i.pins) & EVICTING:
@@ -578,13 +578,13 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
     if atomic_geti(&i.fd) >= 0:
         return i.fd
     if i.handle_len and i.handle_len != NO_HANDLE:
-        fh.handle_bytes = i.handle_len
-        fh.handle_type = i.handle_type
-        memcpy(fh.f_handle, handle_bytes(i), i.handle_len)
+        handle.handle_bytes = i.handle_len
+        handle.handle_type = i.handle_type
+        memcpy(handle.f_handle, handle_bytes(i), i.handle_len)
         mount_fd = fs_fd(t, i.fs)
         fd = mount_fd
         while mount_fd >= 0:
-            fd = sys_open_by_handle_at(mount_fd, &fh, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            fd = sys_open_by_handle_at(mount_fd, &handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
             attempts += 1
             # ENOMEM: the number is just being given to a new inode (ext4 over iget_locked()); that
             # will be ESTALE in a moment.
@@ -593,7 +593,7 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
             sched_yield()
         if mount_fd >= 0:
             fs_unpin(t, i.fs)
-    if fd == -ESTALE and i.handles:
+    if fd == -ESTALE and i.opens:
         fd = reopen_unlinked(t, i, node)
     if fd < 0:
         inode_unpin(i)
@@ -607,19 +607,19 @@ cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
 
 
 cdef int reopen_unlinked(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
-    """An O_PATH fd of an unlinked inode, got from an open handle of it. Rare, so linear.
+    """An O_PATH fd of an unlinked inode, got from an open file of it. Rare, so linear.
 
-    A handle may be closed and its fd's number reused meanwhile: what was opened is checked.
+    A file may be closed and its fd's number reused meanwhile: what was opened is checked.
     """
     cdef char path[FD_PATH]
     cdef uint64_t n
-    cdef Handle *h
+    cdef OpenFile *file
     cdef statx stx
     cdef int fd
-    for n in range(<uint64_t> t.handles.chunks << CHUNK_BITS):
-        h = <Handle *> slab_at(t.handles, n)
-        if h != NULL and h.kind != H_FREE and h.node == node and h.fd >= 0:
-            fd_path(path, h.fd)
+    for n in range(<uint64_t> t.files.chunks << CHUNK_BITS):
+        file = <OpenFile *> slab_at(t.files, n)
+        if file != NULL and file.kind != OF_FREE and file.node == node and file.fd >= 0:
+            fd_path(path, file.fd)
             fd = open(path, O_PATH | O_CLOEXEC)
             if fd < 0:
                 continue
@@ -665,7 +665,7 @@ cdef void hash_remove(InodeTable *t, HashShard *sh, Inode *i, uint32_t node) noe
 
 
 cdef uint32_t hash_match(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs, statx *stx,
-                         file_handle_max *fh) noexcept nogil:
+                         file_handle_max *handle) noexcept nogil:
     """The inode that `stx` was taken from, 0, or UNSURE. Called under the shard's lock.
 
     (filesystem, ino, btime) does only while we hold an fd of the inode. Else the source may
@@ -686,10 +686,10 @@ cdef uint32_t hash_match(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs
                 return UNSURE
             elif atomic_geti(&i.fd) >= 0:
                 return node
-            elif fh == NULL:
+            elif handle == NULL:
                 return UNSURE
-            elif i.handle_len == fh.handle_bytes and i.handle_type == fh.handle_type and \
-                    memcmp(handle_bytes(i), fh.f_handle, i.handle_len) == 0:
+            elif i.handle_len == handle.handle_bytes and i.handle_type == handle.handle_type and \
+                    memcmp(handle_bytes(i), handle.f_handle, i.handle_len) == 0:
                 return node
             else:
                 hash_remove(t, sh, i, node)
@@ -697,18 +697,18 @@ cdef uint32_t hash_match(InodeTable *t, HashShard *sh, uint64_t key, unsigned fs
     return 0
 
 
-cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *fh) noexcept nogil:
+cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *handle) noexcept nogil:
     """The nodeid of a known inode, with its nlookup raised; 0: not known; UNSURE: not without its handle."""
     cdef uint64_t key = hash_key(fs, stx.stx_ino)
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
     cdef uint32_t node
     while True:
         spin_lock(&sh.lock)
-        node = hash_match(t, sh, key, fs, stx, fh)
+        node = hash_match(t, sh, key, fs, stx, handle)
         if node and node != UNSURE:
             (<Inode *> slab_at(&t.slab, node)).nlookup += 1
         spin_unlock(&sh.lock)
-        if node != UNSURE or fh == NULL:
+        if node != UNSURE or handle == NULL:
             return node
         sched_yield()  # its fd is just being closed
 
@@ -767,10 +767,10 @@ cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *fh) no
 
 
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
-                        file_handle_max *fh) noexcept nogil:
+                        file_handle_max *handle) noexcept nogil:
     """The nodeid of an inode, known or new, with its nlookup raised; 0: out of memory.
 
-    fd: an O_PATH fd of it, taken over in every case, or -1 and `fh` its handle. fs: its row, of which the caller
+    fd: an O_PATH fd of it, taken over in every case, or -1 and `handle` its handle. fs: its row, of which the caller
     is a user, or that of another inode which the caller has hold of.
     """
     cdef uint64_t key = hash_key(fs, stx.stx_ino)
@@ -792,19 +792,19 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
     i.type = <uint8_t> (stx.stx_mode >> 12)
     i.used = 1
     i.generation = atomic_add32(&t.generation, 1)
-    if fh != NULL and fd < 0 and not handle_store(i, fh):
+    if handle != NULL and fd < 0 and not handle_store(i, handle):
         slab_free(&t.slab, fresh)
         return 0
     while True:
         spin_lock(&sh.lock)
-        node = hash_match(t, sh, key, fs, stx, fh)
+        node = hash_match(t, sh, key, fs, stx, handle)
         if node != UNSURE:
             break
         spin_unlock(&sh.lock)
-        if fh == NULL:
+        if handle == NULL:
             if sys_name_to_handle_at(fd, &own) < 0:
                 memset(&own, 0, sizeof(own))  # cannot be, as the other has one: no match
-            fh = &own
+            handle = &own
         sched_yield()
     if node:
         (<Inode *> slab_at(&t.slab, node)).nlookup += 1
@@ -838,19 +838,19 @@ cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogi
     inode_drop(t, <uint32_t> nodeid, n, 0)
 
 
-cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t handles) noexcept nogil:
-    """Give lookups and handles back; free the inode with the last."""
+cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t opens) noexcept nogil:
+    """Give lookups and opens back; free the inode with the last."""
     cdef Inode *i = inode_at(t, node)
     cdef HashShard *sh
     cdef unsigned fs
-    if i == NULL or node == FUSE_ROOT_ID and not handles:
+    if i == NULL or node == FUSE_ROOT_ID and not opens:
         return
     sh = shard_of(t, i)
     spin_lock(&sh.lock)
-    ASSERT(i.handles >= handles)
+    ASSERT(i.opens >= opens)
     i.nlookup -= lookups if lookups < i.nlookup else i.nlookup
-    i.handles -= handles
-    if i.nlookup or i.handles:
+    i.opens -= opens
+    if i.nlookup or i.opens:
         spin_unlock(&sh.lock)
         return
     if i.hashed:
@@ -874,71 +874,32 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t ha
         sched_yield()
 
 
-# ---------------------------------------------------------------- handles
+# ------------------------------------------------------------- open count
 
 cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil:
-    """Count a handle to come, before its file is opened. Is the file to be passed through?
+    """Count an open file to come, before it is opened. Is the file to be passed through?
 
     The first of an inode's open files decides for those beside it: the kernel refuses to mix.
     alone: not if several may write directly.
     """
     cdef HashShard *sh = shard_of(t, i)
     spin_lock(&sh.lock)
-    if i.handles == 0:
+    if i.opens == 0:
         if i.direct_past & (DIRECT_ONE | DIRECT_SEVERAL):
             i.direct_past = DIRECT_CROWDED if i.direct_past & DIRECT_SEVERAL else 0
         i.direct = 0
         i.passthrough = passthrough and not (alone and i.direct_past)
     passthrough = i.passthrough
-    i.handles += 1
+    i.opens += 1
     spin_unlock(&sh.lock)
     return passthrough
 
 
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil:
-    """Count the handles of an inode that are open for direct writing. more: 1 or -1."""
+    """Count the open files of an inode that are for direct writing. more: 1 or -1."""
     cdef HashShard *sh = shard_of(t, i)
     spin_lock(&sh.lock)
     if i.direct < MANY:
         i.direct += more
     i.direct_past |= DIRECT_SEVERAL if i.direct > 1 else DIRECT_ONE
     spin_unlock(&sh.lock)
-
-
-cdef uint32_t handle_open(InodeTable *t, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil:
-    """A handle of an inode that inode_reserve() has counted it for, with an open fd, which it takes over.
-
-    0: out of memory; fd is closed and the count given back.
-    """
-    cdef uint32_t index = slab_alloc(t.handles, shard)
-    cdef Handle *h
-    if not index:
-        if fd >= 0:
-            close(fd)
-        inode_drop(t, node, 0, 1)
-        return 0
-    h = <Handle *> slab_at(t.handles, index)
-    h.node = node
-    h.fd = fd
-    h.cache_fd = -1
-    h.kind = kind
-    return index
-
-
-cdef void handle_close(InodeTable *t, uint32_t index) noexcept nogil:
-    """Close a handle (RELEASE, RELEASEDIR)."""
-    cdef Handle *h = <Handle *> slab_at(t.handles, index)
-    cdef uint32_t node = h.node
-    cdef int fd = h.fd
-    if h.kind == H_FILE and direct_writing(h.open_flags):
-        direct_writer(t, inode_at(t, node), -1)
-    h.kind = H_FREE
-    if h.pinned:
-        inode_unpin(inode_at(t, node))
-    if h.cache_fd >= 0:
-        close(h.cache_fd)
-    free(h.buf)
-    slab_free(t.handles, index)
-    if fd >= 0:
-        close(fd)
-    inode_drop(t, node, 0, 1)

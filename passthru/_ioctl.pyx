@@ -10,11 +10,11 @@ from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
 from passthru._attr cimport owner_take
-from passthru._backing cimport handle_fd
 from passthru._identity cimport identity_restore
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._notify cimport notify_attributes
+from passthru._openfile cimport file_at, file_fd
 from passthru._request cimport *
 
 cdef enum:
@@ -24,11 +24,11 @@ cdef enum:
 cdef int op_ioctl(Request *r) noexcept nogil:
     cdef fuse_ioctl_in *arg = <fuse_ioctl_in *> r.op_in
     cdef fuse_ioctl_out *out = <fuse_ioctl_out *> r.out
-    cdef Handle *h = handle_at(&server_of(r).handles, arg.fh, H_DIR if arg.flags & FUSE_IOCTL_DIR else H_FILE)
+    cdef OpenFile *file = file_at(server_of(r), arg.fh, OF_DIR if arg.flags & FUSE_IOCTL_DIR else OF_FILE)
     cdef char data[LARGEST]
     cdef uint32_t size = arg.out_size
     cdef int fd, taken, res
-    if h == NULL:
+    if file == NULL:
         return -EBADF
     if arg.flags & FUSE_IOCTL_COMPAT or arg.cmd not in (
             FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETVERSION):
@@ -37,7 +37,7 @@ cdef int op_ioctl(Request *r) noexcept nogil:
         size = 4  # its number says long, but filesystems write an int, and programs have room for that
     if arg.in_size > LARGEST or arg.in_size > r.arg_len or size > LARGEST:
         return -EINVAL
-    fd = handle_fd(server_of(r), h)
+    fd = file_fd(server_of(r), file)
     if fd < 0:
         return fd
     memset(data, 0, sizeof(data))
@@ -53,7 +53,7 @@ cdef int op_ioctl(Request *r) noexcept nogil:
     if res < 0:
         return res
     if arg.cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
-        notify_attributes(server_of(r), h.node)  # ctime
+        notify_attributes(server_of(r), file.node)  # ctime
     memset(out, 0, sizeof(fuse_ioctl_out))
     memcpy(out + 1, data, size)
     return <int> (sizeof(fuse_ioctl_out) + size)

@@ -8,6 +8,6 @@ cdef void locks_free(LockTables *locks) noexcept nogil
 cdef int op_getlk(Request *r) noexcept nogil
 cdef int op_setlk(Request *r) noexcept nogil
 cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept nogil
-cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogil
+cdef void locks_drop_file(Server *s, uint32_t node, uint32_t fh) noexcept nogil
 cdef void flock_leaving(Server *s, uint32_t node, uint32_t fh) noexcept nogil
 cdef void flock_left(Server *s, uint32_t node, uint32_t fh) noexcept nogil

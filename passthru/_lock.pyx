@@ -1,10 +1,10 @@
 """GETLK, SETLK, SETLKW: locks are taken on the source, so that they also hold against who is there.
 
-flock(2) belongs to an open file, and each handle is one of ours. Record locks belong to
+flock(2) belongs to an open file, and each of the mount is one of ours. Record locks belong to
 (inode, owner): each pair gets an open file description of its own, whose OFD locks
 (fcntl(2)) they are. The owner's FLUSH gives all of them up, as close(2) does, and closes it if
 nobody uses it just then: a lock that is waited for meanwhile is one to come, and stays. A caller's
-own OFD locks come by one handle only, and end with its RELEASE.
+own OFD locks come by one open file only, and end with its RELEASE.
 
 A lock that has to be waited for is waited for on a thread of the waiters' pool, and INTERRUPT ends
 it. The kernel looks for deadlocks of record locks, but not of OFD locks: so it is done here, among our
@@ -16,11 +16,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._backing cimport fh_fd
 from passthru._copy cimport later
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._openfile cimport fh_fd, file_at
 from passthru._pool cimport pool_chore, pool_interrupt_running, pool_submit
 from passthru._request cimport *
 from passthru._stats cimport T_POOL
@@ -41,7 +41,7 @@ cdef struct Owner:
     Owner *next
     uint64_t owner
     uint32_t node
-    uint32_t fh                # the handle it is used by; 0: by several, so it is a process
+    uint32_t fh                # the open file it is used by; 0: by several, so it is a process
     uint32_t users             # requests that use fd now
     uint32_t gone              # not in the table any more: the last user closes
     uint32_t pid
@@ -58,7 +58,7 @@ cdef struct Wait:              # for a record lock, on the stack of who waits
     bint dead                  # EDEADLK
     flock fl
 
-cdef struct Leaving:           # a handle with a flock(2), one of whose fds was closed
+cdef struct Leaving:           # an open file with a flock(2), one of whose fds was closed
     Leaving *next
     uint64_t when
     uint32_t node
@@ -163,14 +163,14 @@ cdef void owner_put(Server *s, Owner *o) noexcept nogil:
         owner_close(s, o)
 
 
-cdef int owner_fd(Request *r, Handle *h) noexcept nogil:
-    """An open file description of the handle's file, for locks of both kinds if it may be. -errno or LEASED."""
+cdef int owner_fd(Request *r, OpenFile *file) noexcept nogil:
+    """An open file description of an open file's own, for locks of both kinds if it may be. -errno or LEASED."""
     cdef char path[FD_PATH]
     cdef int more = O_CLOEXEC
     cdef int fd
     if r.ctx.stats.kind != T_POOL:
         more |= O_NONBLOCK
-    fd_path(path, h.fd)
+    fd_path(path, file.fd)
     # The kernel has checked that the caller's file is open for the kind of lock. Locks of both
     # kinds need an fd for both; where the source cannot be written, read locks are all there is.
     while True:
@@ -186,17 +186,17 @@ cdef int owner_fd(Request *r, Handle *h) noexcept nogil:
         return fd
 
 
-cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexcept nogil:
+cdef int owner_open(Request *r, OpenFile *file, fuse_lk_in *arg, Owner **found) noexcept nogil:
     """owner_find(), or a new entry with an open file description of its own. 0 or as owner_fd()."""
     cdef Server *s = server_of(r)
-    cdef Table *t = table_of(s, h.node)
+    cdef Table *t = table_of(s, file.node)
     cdef Owner *o = NULL
     cdef int fd
     spin_lock(&t.lock)
-    found[0] = owner_use(t, h.node, arg.owner)
+    found[0] = owner_use(t, file.node, arg.owner)
     spin_unlock(&t.lock)
     if found[0] == NULL:
-        fd = owner_fd(r, h)
+        fd = owner_fd(r, file)
         if fd < 0:
             return fd
         o = <Owner *> calloc(1, sizeof(Owner))
@@ -204,19 +204,19 @@ cdef int owner_open(Request *r, Handle *h, fuse_lk_in *arg, Owner **found) noexc
             close(fd)
             return -ENOLCK
         o.owner = arg.owner
-        o.node = h.node
+        o.node = file.node
         o.fh = <uint32_t> arg.fh
         o.fd = fd
         o.low = 1
         o.users = 1
     spin_lock(&t.lock)
     if o != NULL:
-        found[0] = owner_use(t, h.node, arg.owner)
+        found[0] = owner_use(t, file.node, arg.owner)
         if found[0] == NULL:
             found[0] = o
             o.next = t.first
             t.first = o
-            inode_at(&s.inodes, h.node).locked = 1
+            inode_at(&s.inodes, file.node).locked = 1
             o = NULL
     found[0].pid = arg.lk.pid
     if found[0].fh != <uint32_t> arg.fh:
@@ -285,7 +285,7 @@ cdef void locks_drop_owner(Server *s, uint32_t node, uint64_t owner) noexcept no
     drop(s, node, owner, 0, False)
 
 
-cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
+cdef void locks_drop_file(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
     """The last close of an open file (RELEASE)."""
     drop(s, node, 0, fh, True)
 
@@ -296,7 +296,7 @@ cdef void locks_drop_handle(Server *s, uint32_t node, uint32_t fh) noexcept nogi
 # RELEASE is sent and not waited for: who has seen a process end may ask for its lock before that.
 
 cdef void flock_leaving(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
-    """An fd of a handle with a flock(2) was closed (FLUSH): it may have been the last."""
+    """An fd of an open file with a flock(2) was closed (FLUSH): it may have been the last."""
     cdef Table *t = table_of(s, node)
     cdef Leaving *g
     cdef Leaving *fresh = <Leaving *> calloc(1, sizeof(Leaving))
@@ -319,7 +319,7 @@ cdef void flock_leaving(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
 
 
 cdef void flock_left(Server *s, uint32_t node, uint32_t fh) noexcept nogil:
-    """The handle is closed."""
+    """It is closed."""
     cdef Table *t = table_of(s, node)
     cdef Leaving **at = &t.leaving
     cdef Leaving *g = NULL
@@ -407,19 +407,19 @@ cdef int op_getlk(Request *r) noexcept nogil:
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef fuse_file_lock *out = <fuse_file_lock *> r.out
     cdef Server *s = server_of(r)
-    cdef Handle *h
+    cdef OpenFile *file
     cdef Owner *o
     cdef flock fl
     cdef uint64_t owner
     cdef uint32_t pid = 0
     cdef unsigned probes = PROBES
-    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int fd = fh_fd(r, arg.fh, OF_FILE, &file)
     cdef int res
     if fd < 0:
         return fd
     if not to_flock(&arg.lk, &fl):
         return -EINVAL
-    o = owner_find(s, h.node, arg.owner)
+    o = owner_find(s, file.node, arg.owner)
     res = fcntl(fd if o == NULL else o.fd, F_OFD_GETLK, &fl)
     res = lock_errno() if res < 0 else 0
     if o != NULL:
@@ -433,12 +433,12 @@ cdef int op_getlk(Request *r) noexcept nogil:
         if fl.l_pid > 0:
             pid = fl.l_pid
         else:
-            holder(s, h.node, &fl, arg.owner, &owner, &pid, &probes)
+            holder(s, file.node, &fl, arg.owner, &owner, &pid, &probes)
     out.pid = pid
     return sizeof(fuse_file_lock)
 
 
-cdef int flock_now(Request *r, Handle *h, int fd, bint wait) noexcept nogil:
+cdef int flock_now(Request *r, OpenFile *file, int fd, bint wait) noexcept nogil:
     cdef uint32_t type = (<fuse_lk_in *> r.op_in).lk.type
     cdef int kind = LOCK_UN if type == F_UNLCK else LOCK_SH if type == F_RDLCK else LOCK_EX
     if not wait:
@@ -446,7 +446,7 @@ cdef int flock_now(Request *r, Handle *h, int fd, bint wait) noexcept nogil:
     while c_flock(fd, kind) < 0:
         if errno != EINTR or r.interrupted:
             return lock_errno()
-    h.flocked = type != F_UNLCK
+    file.flocked = type != F_UNLCK
     return 0
 
 
@@ -454,23 +454,23 @@ cdef int lock_now(Request *r, bint wait) noexcept nogil:
     """Take, change or give up the lock of a SETLK or SETLKW. 0, -errno or LEASED."""
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h
+    cdef OpenFile *file
     cdef Owner *o = NULL
     cdef flock fl
-    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int fd = fh_fd(r, arg.fh, OF_FILE, &file)
     cdef int res
     if fd < 0:
         return fd
     if arg.lk_flags & FUSE_LK_FLOCK:
-        return flock_now(r, h, fd, wait)
+        return flock_now(r, file, fd, wait)
     if not to_flock(&arg.lk, &fl):
         return -EINVAL
     if arg.lk.type == F_UNLCK:
-        o = owner_find(s, h.node, arg.owner)
+        o = owner_find(s, file.node, arg.owner)
         if o == NULL:
             return 0
     else:
-        res = owner_open(r, h, arg, &o)
+        res = owner_open(r, file, arg, &o)
         if res < 0:
             return res
     if wait:
@@ -622,14 +622,14 @@ cdef int patient_flock(Request *r) noexcept nogil:
     """A flock(2) that does not wait, while a holder may be leaving."""
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef OpenFile *file = file_at(s, arg.fh, OF_FILE)
     cdef unsigned _
     cdef int res = -EAGAIN
-    cdef bint hope = h != NULL
+    cdef bint hope = file != NULL
     for _ in range(TRIES):
         if not hope or r.interrupted:
             break
-        hope = flock_may_leave(s, h.node)
+        hope = flock_may_leave(s, file.node)
         res = lock_now(r, False)
         if res != -EAGAIN:
             break
@@ -641,17 +641,17 @@ cdef int op_setlk(Request *r) noexcept nogil:
     """SETLK and SETLKW. What can be had is had at once, on the queue's thread."""
     cdef fuse_lk_in *arg = <fuse_lk_in *> r.op_in
     cdef Server *s = server_of(r)
-    cdef Handle *h = handle_at(&s.handles, arg.fh, H_FILE)
+    cdef OpenFile *file = file_at(s, arg.fh, OF_FILE)
     cdef bint wait = r.h.opcode == FUSE_SETLKW and arg.lk.type != F_UNLCK
     cdef int res
-    if h == NULL:
+    if file == NULL:
         return -EBADF
-    if is_remote(s, h.node):
+    if is_remote(s, file.node):
         if not wait:
             return later(r, blocking_lock)  # not behind those who wait
     else:
         res = lock_now(r, False)
-        if res == -EAGAIN and not wait and arg.lk_flags & FUSE_LK_FLOCK and flock_may_leave(s, h.node):
+        if res == -EAGAIN and not wait and arg.lk_flags & FUSE_LK_FLOCK and flock_may_leave(s, file.node):
             return PENDING if pool_submit(s.waiters, r, patient_flock) == PENDING else res
         if res != LEASED and (res != -EAGAIN or not wait):
             return res

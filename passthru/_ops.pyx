@@ -13,11 +13,12 @@ from passthru._dir cimport *
 from passthru._entry cimport *
 from passthru._file cimport *
 from passthru._identity cimport data_drop
-from passthru._inode cimport FS_REMOTE, Inode, handle_close, inode_at, inode_forget
+from passthru._inode cimport FS_REMOTE, Inode, inode_at, inode_forget
 from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
 from passthru._null cimport null_fsync, null_read, null_write
+from passthru._openfile cimport file_close
 from passthru._pool cimport pool_interrupt
 from passthru._request cimport *
 from passthru._single cimport *
@@ -158,7 +159,7 @@ def operations():
         o = OPS[ROOT_TREE][<unsigned> n]
         if o.name != NULL:
             found[(<bytes> o.name).decode()] = {
-                "opcode": n, "op_in": o.op_in, "served": o.handler != op_unknown,
+                "opcode": n, "op_in_size": o.op_in_size, "served": o.handler != op_unknown,
                 "own_wait": bool(o.flags & OWN_WAIT), "by_open_file": bool(o.flags & BY_OPEN_FILE),
                 "in_directory": bool(o.flags & IN_DIRECTORY), "gives_entry": bool(o.flags & GIVES_ENTRY),
                 "gives_handle": bool(o.flags & GIVES_HANDLE), "gives_list": bool(o.flags & GIVES_LIST)}
@@ -216,7 +217,7 @@ cdef void undelivered(Request *r, int result) noexcept nogil:
     if flags & GIVES_LIST:
         forget_listed(r, <uint32_t> result)
     if flags & GIVES_HANDLE:
-        handle_close(&s.inodes, <uint32_t> opened.fh)
+        file_close(s, <uint32_t> opened.fh)
         r.ctx.stats.releases += 1
 
 

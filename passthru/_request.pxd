@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport FUSE_NOTIFY_CODES, FUSE_OPCODES, fuse_in_header
-from passthru._inode cimport Handle, Inode, InodeTable, inode_at, inode_fd
+from passthru._inode cimport OpenFile, Inode, InodeTable, inode_at, inode_fd
 from passthru._libc cimport ESTALE
 from passthru._slab cimport Slab
 from passthru._stats cimport StatsHeader, ThreadStats
@@ -108,7 +108,7 @@ cdef struct IdMap:
 cdef struct Server:            # one mount
     Config config
     InodeTable inodes
-    Slab handles
+    Slab files                 # open files and directories, by `fh`
     StatsHeader *stats
     ThreadStats *thread_stats
     int stats_fd               # of the file with the counters; -1: none
@@ -183,7 +183,7 @@ cdef struct Request:
     Finisher finished          # _trace: instead of which it is there
     Completer completed        # the same for `complete`
     Handler blocking           # runs on a pool thread
-    Handle *handle
+    OpenFile *file
     int fd
     uint32_t len
     uint32_t done

@@ -22,10 +22,11 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
 from passthru._lock cimport locks_free, locks_new
+from passthru._openfile cimport files_destroy
 from passthru._pool cimport pool_busy, pool_cancel, pool_start, pool_stop, waiters_start
 from passthru._request cimport *
 from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
-from passthru._slab cimport CHUNK_BITS, slab_destroy, slab_init
+from passthru._slab cimport slab_init
 from passthru._stats cimport *
 from passthru._trace cimport trace_switch
 
@@ -134,8 +135,8 @@ cdef class ServerCore:
             self.s.owner = os.geteuid()
             self.s.admitted = self.s.dispatch
             self.s.dispatch = gate
-        check(slab_init(&self.s.handles, sizeof(Handle)), "handle table")
-        self.s.handles.live = &self.s.stats.handles
+        check(slab_init(&self.s.files, sizeof(OpenFile)), "table of open files")
+        self.s.files.live = &self.s.stats.handles
         check(-errno if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0, "source")
         if stx.stx_mode & S_IFMT == S_IFDIR:
             c.root = ROOT_TREE
@@ -151,7 +152,7 @@ cdef class ServerCore:
         fd_path(path, root_fd)
         fd = open(path, O_PATH | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
-        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.handles, mountinfo), "inode table")
+        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.files, mountinfo), "inode table")
         self.s.stats.inodes = self.s.inodes.slab.count  # the root
         self.s.inodes.slab.live = &self.s.stats.inodes
         self.s.pool = pool_start(&self.s, pool_threads)
@@ -267,8 +268,8 @@ cdef class ServerCore:
 
     @property
     def live(self):
-        """(inodes, handles) known now; the root counts."""
-        return self.s.inodes.slab.live[0], self.s.handles.live[0]
+        """(inodes, open files and directories) known now; the root counts."""
+        return self.s.inodes.slab.live[0], self.s.files.live[0]
 
     def stop(self):
         """Ask all threads to end when they have nothing in flight; wake them besides. No lock is waited for."""
@@ -299,7 +300,7 @@ cdef class ServerCore:
             close(self.s.below_fd)
             self.s.below_fd = -1
         table_destroy(&self.s.inodes)
-        handles_destroy(&self.s.handles)
+        files_destroy(&self.s)
         locks_free(self.s.locks)
         self.s.locks = NULL
         return True
@@ -307,22 +308,6 @@ cdef class ServerCore:
 
 cdef void forget_backing(void *server, Inode *i) noexcept nogil:
     backing_forget(<Server *> server, i)
-
-
-cdef void handles_destroy(Slab *handles) noexcept nogil:
-    cdef uint64_t n
-    cdef Handle *h
-    if handles.directory == NULL:
-        return
-    for n in range(<uint64_t> handles.chunks << CHUNK_BITS):
-        h = <Handle *> slab_at(handles, n)
-        if h != NULL and h.kind != H_FREE:
-            if h.fd >= 0:
-                close(h.fd)
-            if h.cache_fd >= 0:
-                close(h.cache_fd)
-            free(h.buf)
-    slab_destroy(handles)
 
 
 def stats_size(unsigned max_threads):

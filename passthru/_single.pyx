@@ -12,11 +12,11 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._attr cimport op_getattr, op_setattr, op_statx
-from passthru._backing cimport fh_fd
-from passthru._copy cimport cache_fd, later, op_fallocate, op_write
+from passthru._copy cimport later, op_fallocate, op_write
 from passthru._file cimport op_open
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._openfile cimport cache_fd, fh_fd, file_at
 from passthru._request cimport *
 
 cdef char ZEROES[4096]  # C zeroes it
@@ -152,7 +152,7 @@ cdef int op_lseek_device(Request *r) noexcept nogil:
     """There are no holes but the one behind the end; lseek(2) of a device knows neither whence."""
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef uint64_t size = device_size(server_of(r))
-    if handle_at(&server_of(r).handles, arg.fh, H_FILE) == NULL:
+    if file_at(server_of(r), arg.fh, OF_FILE) == NULL:
         return -EBADF
     if arg.whence != SEEK_DATA and arg.whence != SEEK_HOLE:
         return -EINVAL
@@ -189,25 +189,25 @@ cdef int blocking_zero(Request *r) noexcept nogil:
     """The blocks within the range by fallocate(2), what is left at both ends by writing zeros."""
     cdef Server *s = server_of(r)
     cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
-    cdef Handle *h
+    cdef OpenFile *file
     cdef uint64_t mask = device_block(s) - 1
     cdef uint64_t end = arg.offset + arg.length
     cdef uint64_t first = (arg.offset + mask) & ~mask
     cdef uint64_t last = end & ~mask
-    cdef int fd = fh_fd(r, arg.fh, H_FILE, &h)
+    cdef int fd = fh_fd(r, arg.fh, OF_FILE, &file)
     cdef int res
     if fd < 0:
         return fd
     if first >= last:
-        return write_zeroes(r, h, arg.offset, end)
+        return write_zeroes(r, file, arg.offset, end)
     if fallocate(fd, arg.mode, first, last - first) < 0:
         return -errno
-    res = write_zeroes(r, h, arg.offset, first)
-    return res if res < 0 else write_zeroes(r, h, last, end)
+    res = write_zeroes(r, file, arg.offset, first)
+    return res if res < 0 else write_zeroes(r, file, last, end)
 
 
-cdef int write_zeroes(Request *r, Handle *h, uint64_t at, uint64_t end) noexcept nogil:
-    cdef int fd = cache_fd(r.ctx, h)  # O_DIRECT would want whole blocks
+cdef int write_zeroes(Request *r, OpenFile *file, uint64_t at, uint64_t end) noexcept nogil:
+    cdef int fd = cache_fd(r.ctx, file)  # O_DIRECT would want whole blocks
     cdef ssize_t n
     if fd < 0:
         return fd

@@ -256,15 +256,15 @@ cdef class Inodes:
 
     def __cinit__(self, ServerCore core, uint32_t count):
         cdef statx stx
-        cdef file_handle_max fh
+        cdef file_handle_max handle
         cdef uint32_t n
         self.core = core
         self.nodes = <uint32_t *> malloc(count * sizeof(uint32_t))
         if self.nodes == NULL:
             raise MemoryError()
         for n in range(count):
-            made_up(n, &stx, &fh)
-            self.nodes[n] = inode_add(&core.s.inodes, n, 0, &stx, -1, &fh)
+            made_up(n, &stx, &handle)
+            self.nodes[n] = inode_add(&core.s.inodes, n, 0, &stx, -1, &handle)
             if not self.nodes[n]:
                 raise MemoryError()
         self.count = count
@@ -295,24 +295,24 @@ cdef class Inodes:
         cdef uint32_t n = 1
         cdef uint32_t at
         cdef statx stx
-        cdef file_handle_max fh
+        cdef file_handle_max handle
         with nogil:
             for _ in range(times):
                 n = n * <uint32_t> 0x9e3779b1 + 97
                 at = <uint32_t> ((<uint64_t> n * self.count) >> 32)
-                made_up(at, &stx, &fh)
-                if inode_find(&self.core.s.inodes, 0, &stx, &fh) == self.nodes[at]:
+                made_up(at, &stx, &handle)
+                if inode_find(&self.core.s.inodes, 0, &stx, &handle) == self.nodes[at]:
                     found += 1
         return found
 
 
-cdef void made_up(uint32_t n, statx *stx, file_handle_max *fh) noexcept nogil:
+cdef void made_up(uint32_t n, statx *stx, file_handle_max *handle) noexcept nogil:
     memset(stx, 0, sizeof(statx))
     stx.stx_ino = 0x100000 + n
     stx.stx_mode = 0o100644
-    fh.handle_bytes = 8
-    fh.handle_type = 1
-    memcpy(fh.f_handle, &stx.stx_ino, 8)
+    handle.handle_bytes = 8
+    handle.handle_type = 1
+    memcpy(handle.f_handle, &stx.stx_ino, 8)
 
 
 cdef char *guarded(size_t size) except NULL:

@@ -39,7 +39,7 @@ def giving(flag: str) -> list[int]:
 
 
 # The sizes of first arguments, so that requests get beyond the length check.
-OP_IN = {row["opcode"]: row["op_in"] for row in OPERATIONS.values()}
+OP_IN = {row["opcode"]: row["op_in_size"] for row in OPERATIONS.values()}
 SERVED = [row["opcode"] for row in OPERATIONS.values() if row["served"]]
 READ, WRITE, SETXATTR, BATCH_FORGET, IOCTL = opcodes("READ WRITE SETXATTR BATCH_FORGET IOCTL")
 OPEN, SETATTR, SETLK, SETLKW = opcodes("OPEN SETATTR SETLK SETLKW")

@@ -58,8 +58,8 @@ def test_what_replies_hand_out(flag):
 def test_first_arguments():
     """They fit into a header slot; what is not served has none that anybody looks at."""
     rows = _ops.operations()
-    assert not [name for name, row in rows.items() if row["op_in"] and not row["served"]]
-    assert not [name for name, row in rows.items() if row["op_in"] % 8 or row["op_in"] > 128]
+    assert not [name for name, row in rows.items() if row["op_in_size"] and not row["served"]]
+    assert not [name for name, row in rows.items() if row["op_in_size"] % 8 or row["op_in_size"] > 128]
 
 
 def test_capabilities_of_init():
