@@ -4,15 +4,16 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._copy cimport BIG_CUT, chmod_fd, cut, later, open_to_cut, patiently
-from passthru._entry cimport attr_fill, privileged, settle, told_mode, unsettled
+from passthru._entry cimport attr_fill
 from passthru._identity cimport identity_restore, identity_take, owner_identity_take, unowner_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._mode cimport chmod_fd, privileged, settled, told_mode
 from passthru._openfile cimport file_at
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
+from passthru._storage cimport BIG_CUT, cut, open_to_cut
+from passthru._wait cimport later, may_wait, patiently
 
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
@@ -53,10 +54,8 @@ cdef int op_getattr(Request *r) noexcept nogil:
     if res < 0:
         return res
     i = inode_at(&server_of(r).inodes, r.h.nodeid)
-    if i != NULL and unsettled(r, i, &stx):
-        if r.ctx.stats.kind != T_POOL:
-            return later(r, op_getattr)
-        settle(r, <uint32_t> r.h.nodeid, &stx)
+    if i != NULL and not settled(r, i, <uint32_t> r.h.nodeid, &stx):
+        return later(r, op_getattr)
     return attr_reply(r, &stx)
 
 
@@ -76,10 +75,8 @@ cdef int op_statx(Request *r) noexcept nogil:
     i = inode_at(&server_of(r).inodes, r.h.nodeid)
     if i == NULL:
         return -ESTALE
-    if unsettled(r, i, &stx):
-        if r.ctx.stats.kind != T_POOL:
-            return later(r, op_statx)
-        settle(r, <uint32_t> r.h.nodeid, &stx)
+    if not settled(r, i, <uint32_t> r.h.nodeid, &stx):
+        return later(r, op_statx)
     f = &server_of(r).inodes.fs[i.fs]
     memset(out, 0, sizeof(fuse_statx_out))
     out.attr_valid = 0 if privileged(&stx) else c.attr_valid
@@ -259,7 +256,7 @@ cdef int op_setattr(Request *r) noexcept nogil:
     fd = request_pin(r, &i)
     if fd < 0:
         return fd
-    if arg.valid & FATTR_SIZE and r.ctx.stats.kind != T_POOL:
+    if arg.valid & FATTR_SIZE and not may_wait(r):
         if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
             inode_unpin(i)
             return later(r, op_setattr)

@@ -9,10 +9,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from passthru._abi cimport *
-from passthru._copy cimport ring_sqe
 from passthru._libc cimport *
 from passthru._ops cimport undelivered
 from passthru._request cimport *
+from passthru._wait cimport ring_sqe
 
 
 cdef inline uint32_t head_size(Request *r) noexcept nogil:

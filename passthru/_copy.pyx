@@ -1,4 +1,4 @@
-"""Payload memory, and READ, WRITE and what else moves or allocates file data.
+"""Payload memory, and what moves file data through it: READ and WRITE.
 
 Per request: what the source has at hand is copied at once (preadv2/pwritev2 with
 RWF_NOWAIT, or plainly where the source is memory); what has to wait for a device goes
@@ -8,16 +8,14 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._fdpath cimport FD_PATH, fd_path
-from passthru._identity cimport data_drop, data_personality, data_take, data_take_by, keeps_bits
+from passthru._identity cimport data_drop, data_take
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._notify cimport notify_pages
-from passthru._openfile cimport cache_fd, fh_fd, file_at, file_fd, mirror_flags
-from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
+from passthru._mode cimport kill_suidgid
+from passthru._openfile cimport cache_fd, fh_fd, mirror_flags
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
-from passthru._uring cimport uring_ahead, uring_buffer_set, uring_sqe
+from passthru._uring cimport uring_ahead, uring_buffer_set
+from passthru._wait cimport REMOTE_RING, later, ring_identity, ring_link, ring_sqe
 
 cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
@@ -108,64 +106,6 @@ cdef bint payload_fixed(Request *r) noexcept nogil:
 
 # ------------------------------------------------------------ waiting I/O
 
-cdef int later(Request *r, Handler blocking) noexcept nogil:
-    """Run a handler where it may wait: on a pool thread, or here if this is one.
-
-    The lane is that of the filesystem that the request is for.
-    """
-    return later_for(r, blocking, r.h.nodeid)
-
-
-cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil:
-    """later(), in the lane of that inode's filesystem."""
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i
-    if r.ctx.stats.kind == T_POOL:
-        return blocking(r)
-    i = inode_at(t, node)
-    return pool_submit_lane(server_of(r).pool, r, blocking,
-                            lane_of_row(i.fs) if i != NULL and t.fs[i.fs].flags & FS_REMOTE else LANE_GENERAL)
-
-
-cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept nogil:
-    """later() for a walk over a mount point: what lies there decides how long it takes."""
-    cdef uint64_t key = r.h.nodeid
-    if r.ctx.stats.kind == T_POOL:
-        return blocking(r)
-    while name[0]:
-        key = key * 31 + <unsigned char> name[0]
-        name += 1
-    return pool_submit_lane(server_of(r).pool, r, blocking, lane_of(LANE_CROSS, CROSS_LANES, key))
-
-
-cdef inline bint is_remote(Request *r) noexcept nogil:
-    cdef InodeTable *t = &server_of(r).inodes
-    return t.remote and t.fs[inode_at(t, r.file.node).fs].flags & FS_REMOTE
-
-
-cdef int patiently(Request *r, Handler blocking) noexcept nogil:
-    """later() for what may have to wait for somebody's lease (F_SETLEASE): for long, and until an INTERRUPT."""
-    cdef int res
-    if r.ctx.stats.kind == T_POOL:
-        return blocking(r)
-    res = pool_submit(server_of(r).waiters, r, blocking)
-    return res if res != -ENOLCK else -EBUSY
-
-
-cdef io_uring_sqe *ring_sqe(Request *r, Finisher finish) noexcept nogil:
-    cdef io_uring_sqe *sqe = uring_sqe(r.ctx.ring)
-    sqe.fd = r.fd
-    sqe.user_data = <uint64_t> r | KIND_IO
-    r.finish = finish
-    r.ctx.inflight += 1
-    r.ctx.stats.io_ring += 1
-    return sqe
-
-
-cdef inline int ring_identity(Request *r) noexcept nogil:
-    """io_uring_sqe.personality for what changes data; 0: the thread's own, which is always the same, or -errno."""
-    return data_personality(r.ctx, r.as_data) if r.ctx.data_how else 0
-
 
 cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     """What remains of r ([done, len) at off + done), on the queue's own ring."""
@@ -194,7 +134,7 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
         # Not behind what a worker of io_uring does (buffered writes, memory, remote files): that worker
         # may run the commit as well, which is the kernel's least trodden path.
         if r.ctx.link != NULL and not writing and not r.file.flags & (OF_SYNC_READ | OF_REMOTE):
-            ring_linked(r, sqe)
+            ring_link(r, sqe)
         return PENDING
     if fixed:
         sqe.opcode = IORING_OP_WRITE_FIXED if writing else IORING_OP_READ_FIXED
@@ -206,21 +146,6 @@ cdef int ring_rw(Request *r, bint writing) noexcept nogil:
     sqe.addr = <uint64_t> (r.buf + r.done)
     sqe.len = r.len - r.done
     return PENDING
-
-
-cdef void ring_linked(Request *r, io_uring_sqe *sqe) noexcept nogil:
-    """Have a READ committed as a full success right behind its last I/O, if that is one."""
-    sqe.flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS
-    r.ctx.inflight -= 1
-    r.finish = linked_read_done
-    r.ctx.stats.read_bytes += r.len
-    r.ctx.link(r, r.len)
-
-
-cdef int linked_read_done(Request *r, int res) noexcept nogil:
-    """Short or failed, so not committed."""
-    r.ctx.stats.read_bytes -= r.len
-    return read_done(r, res)
 
 
 cdef int read_error(Request *r, int error) noexcept nogil:
@@ -384,29 +309,6 @@ cdef int op_read(Request *r) noexcept nogil:
     return later(r, blocking_read)
 
 
-cdef void kill_suidgid(int fd) noexcept nogil:
-    """suid goes, sgid if the group may execute: of a remote file, whose server may know the daemon as root."""
-    cdef statx stx
-    cdef uint32_t mode
-    if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
-        return
-    mode = stx.stx_mode & ~<uint32_t> S_ISUID
-    if mode & S_IXGRP:
-        mode &= ~<uint32_t> S_ISGID
-    if mode != stx.stx_mode:
-        chmod_fd(fd, mode & 0o7777)
-
-
-cdef int chmod_fd(int fd, uint32_t mode) noexcept nogil:
-    """fchmod(2), also of an O_PATH fd. 0 or -errno."""
-    cdef char path[FD_PATH]
-    cdef int res = sys_fchmodat2(fd, "", mode, AT_EMPTY_PATH)
-    if res == -ENOSYS:  # before 6.6
-        fd_path(path, fd)
-        res = -errno if fchmodat(AT_FDCWD, path, mode, 0) < 0 else 0
-    return res
-
-
 cdef int op_write(Request *r) noexcept nogil:
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef OpenFile *file
@@ -472,192 +374,3 @@ cdef int write_inline(Request *r) noexcept nogil:
     if alone(r) and not file.open_flags & (O_SYNC | O_DSYNC):
         return timed(r, blocking_write, SLOW_DEVICE_NS)
     return PENDING
-
-
-# --------------------------------------- FSYNC, FALLOCATE, LSEEK, COPY...
-
-cdef int plain_done(Request *r, int res) noexcept nogil:
-    return res if res < 0 else 0
-
-
-cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
-    cdef fuse_fsync_in *arg = <fuse_fsync_in *> r.op_in
-    cdef io_uring_sqe *sqe
-    r.fd = fh_fd(r, arg.fh, kind, &r.file)
-    if r.fd < 0:
-        return r.fd
-    r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
-    if r.ctx.ring == NULL or is_remote(r):
-        return later(r, blocking_fsync)
-    sqe = ring_sqe(r, plain_done)
-    sqe.opcode = IORING_OP_FSYNC
-    sqe.op_flags = IORING_FSYNC_DATASYNC if r.len else 0
-    return PENDING
-
-
-cdef int blocking_fsync(Request *r) noexcept nogil:
-    return -errno if (fdatasync(r.fd) if r.len else fsync(r.fd)) < 0 else 0
-
-
-cdef int op_fsync(Request *r) noexcept nogil:
-    return sync_request(r, OF_FILE)
-
-
-cdef int op_fsyncdir(Request *r) noexcept nogil:
-    return sync_request(r, OF_DIR)
-
-
-cdef int op_fallocate(Request *r) noexcept nogil:
-    cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
-    cdef io_uring_sqe *sqe
-    cdef int who
-    r.fd = fh_fd(r, arg.fh, OF_FILE, &r.file)
-    if r.fd < 0:
-        return r.fd
-    r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
-    if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.file.flags & OF_KILLS):
-        return later(r, blocking_fallocate)
-    who = ring_identity(r)
-    if who < 0:
-        return later(r, blocking_fallocate)
-    sqe = ring_sqe(r, plain_done)
-    sqe.opcode = IORING_OP_FALLOCATE
-    sqe.personality = <uint16_t> who
-    sqe.off = arg.offset
-    sqe.addr = arg.length
-    sqe.len = arg.mode
-    return PENDING
-
-
-cdef int blocking_fallocate(Request *r) noexcept nogil:
-    cdef fuse_fallocate_in *arg = <fuse_fallocate_in *> r.op_in
-    cdef int res = 0
-    if r.as_data:
-        res = data_take(r.ctx)
-    if res == 0:
-        res = -errno if fallocate(r.fd, arg.mode, arg.offset, arg.length) < 0 else 0
-    data_drop(r.ctx)
-    if res == 0 and r.as_data and r.file.flags & OF_KILLS:
-        kill_suidgid(r.fd)
-    return res
-
-
-# ------------------------------------------------------------- truncation
-
-cdef int open_to_cut(Request *r, int opath) noexcept nogil:
-    """An fd for ftruncate(2), or -errno; -EWOULDBLOCK: somebody has a lease, which only a pool's thread waits for."""
-    cdef char path[FD_PATH]
-    cdef int flags = O_WRONLY | O_CLOEXEC | (0 if r.ctx.stats.kind == T_POOL else O_NONBLOCK)
-    cdef int fd
-    if r.ctx.stats.kind == T_POOL and r.interrupted:
-        return -EINTR
-    fd_path(path, opath)
-    fd = open(path, flags)
-    if fd < 0 and fds_short(&server_of(r).inodes, errno):
-        fd = open(path, flags)
-    return fd if fd >= 0 else -errno
-
-
-cdef int cut(Request *r, uint32_t node, int fd, uint64_t size, bint kill) noexcept nogil:
-    """ftruncate(2) of a file of inode `node`. kill: the caller may keep neither suid nor sgid."""
-    cdef Server *s = server_of(r)
-    cdef int res = 0
-    if kill:
-        # A remote source may ask who it is, so there it is but without the right to keep them.
-        res = data_take_by(r.ctx, r.ctx.data_how and (
-            DATA_CAPS if s.inodes.fs[inode_at(&s.inodes, node).fs].flags & FS_REMOTE else r.ctx.data_how))
-    if res == 0:
-        res = -errno if ftruncate(fd, size) < 0 else 0
-    if r.ctx.as_data == DATA_CAPS and res == 0:
-        kill_suidgid(fd)
-    data_drop(r.ctx)
-    return res
-
-
-cdef int op_lseek(Request *r) noexcept nogil:
-    """SEEK_DATA and SEEK_HOLE; the source fd's own position means nothing to anybody."""
-    cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
-    r.fd = fh_fd(r, arg.fh, OF_FILE, &r.file)
-    if r.fd < 0:
-        return r.fd
-    # What the kernel has collected is no hole. Not on a thread of the pool, which may have these writes to do.
-    if server_of(r).config.writeback and r.ctx.stats.kind != T_POOL:
-        return pool_submit(server_of(r).waiters, r, blocking_lseek)
-    if server_of(r).inodes.fs[inode_at(&server_of(r).inodes, r.file.node).fs].flags & FS_REMOTE:
-        return later(r, blocking_lseek)
-    return blocking_lseek(r)
-
-
-cdef int blocking_lseek(Request *r) noexcept nogil:
-    cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
-    cdef int64_t at
-    if server_of(r).config.writeback:
-        notify_pages(server_of(r), r.file.node, <int64_t> (arg.offset & ~<uint64_t> 4095), 0)
-    at = lseek(r.fd, <int64_t> arg.offset, arg.whence)
-    if at < 0:
-        return -errno
-    (<fuse_lseek_out *> r.out).offset = at
-    return sizeof(fuse_lseek_out)
-
-
-cdef int op_copy_file_range(Request *r) noexcept nogil:
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i = inode_at(t, r.h.nodeid)
-    # Between filesystems it may be either that takes its time.
-    if i != NULL and t.fs[i.fs].flags & FS_REMOTE:
-        return later(r, blocking_copy)
-    return later_for(r, blocking_copy, (<fuse_copy_file_range_in *> r.op_in).nodeid_out)
-
-
-cdef int blocking_copy(Request *r) noexcept nogil:
-    cdef fuse_copy_file_range_in *arg = <fuse_copy_file_range_in *> r.op_in
-    cdef OpenFile *source = file_at(server_of(r), arg.fh_in, OF_FILE)
-    cdef OpenFile *target = file_at(server_of(r), arg.fh_out, OF_FILE)
-    cdef int64_t at = <int64_t> arg.off_in
-    cdef int64_t to = <int64_t> arg.off_out
-    cdef size_t length = arg.len
-    cdef ssize_t n
-    cdef int fd, fd2, res
-    if source == NULL or target == NULL:
-        return -EBADF
-    if length > 0x40000000:  # in parts that a signal to the caller need not wait for too long
-        length = 0x40000000
-    fd = file_fd(server_of(r), source)
-    fd2 = file_fd(server_of(r), target) if fd >= 0 else fd
-    if fd2 < 0:
-        return fd2
-    r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
-    if r.as_data:
-        res = data_take(r.ctx)
-        if res < 0:
-            return res
-    n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
-    res = -errno if n < 0 else 0
-    data_drop(r.ctx)
-    if res < 0:
-        return res
-    if n and r.as_data and target.flags & OF_KILLS:
-        kill_suidgid(fd2)
-    if r.h.opcode == FUSE_COPY_FILE_RANGE_64:
-        (<fuse_copy_file_range_out *> r.out).bytes_copied = n
-    else:
-        (<fuse_write_out *> r.out).size = <uint32_t> n
-        (<fuse_write_out *> r.out).padding = 0
-    return 8
-
-
-cdef int op_syncfs(Request *r) noexcept nogil:
-    return later(r, blocking_syncfs)
-
-
-cdef int blocking_syncfs(Request *r) noexcept nogil:
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i = inode_at(t, r.h.nodeid)
-    if i == NULL:
-        return -ESTALE
-    # syncfs(2) refuses O_PATH fds.
-    cdef int fd = fs_fd(t, i.fs)
-    cdef int res = -errno if syncfs(fd if fd >= 0 else server_of(r).root_fd) < 0 else 0
-    if fd >= 0:
-        fs_unpin(t, i.fs)
-    return res

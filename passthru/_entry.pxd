@@ -14,11 +14,6 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
 cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil
 cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil
 cdef bint dot_or_dotdot(const char *name) noexcept nogil
-cdef uint32_t shown_mode(Filesystem *f, statx *stx) noexcept nogil
-cdef bint privileged(statx *stx) noexcept nogil
-cdef uint32_t told_mode(Request *r, Inode *i, statx *stx) noexcept nogil
-cdef bint unsettled(Request *r, Inode *i, statx *stx) noexcept nogil
-cdef void settle(Request *r, uint32_t node, statx *stx) noexcept nogil
 
 cdef int op_lookup(Request *r) noexcept nogil
 cdef int op_forget(Request *r) noexcept nogil

@@ -8,15 +8,16 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset, strcmp
 
 from passthru._abi cimport *
-from passthru._copy cimport BIG_CUT, later, later_crossing
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take, unowner_take
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._mode cimport privileged, settled, told_mode
 from passthru._mounts cimport mount_facts
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
+from passthru._storage cimport BIG_CUT
+from passthru._wait cimport later, later_crossing, may_wait
 
 
 cdef enum:
@@ -56,71 +57,6 @@ cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil:
     return name
 
 
-cdef uint32_t shown_mode(Filesystem *f, statx *stx) noexcept nogil:
-    """A mode as the mount's flags of the filesystem let it count: the kernel knows those of our mount only."""
-    cdef uint32_t mode = stx.stx_mode
-    if f.flags & FS_MOUNT_FLAGS and mode & S_IFMT == S_IFREG:
-        if f.flags & FS_NOSUID:
-            mode &= ~<uint32_t> (S_ISUID | S_ISGID)
-        if f.flags & FS_NOEXEC:
-            mode &= ~<uint32_t> 0o111
-    return mode
-
-
-cdef bint privileged(statx *stx) noexcept nogil:
-    """May a file give its rights to who runs it? What the kernel knows of that is never older than the question."""
-    return stx.stx_mode & (S_ISUID | S_ISGID) and stx.stx_mode & S_IFMT == S_IFREG
-
-
-cdef uint32_t told_mode(Request *r, Inode *i, statx *stx) noexcept nogil:
-    """shown_mode(), but suid and sgid only as settle() has seen them; else the kernel asks when it needs them."""
-    cdef uint32_t mode = shown_mode(&server_of(r).inodes.fs[i.fs], stx)
-    if privileged(stx):
-        if not r.settled:
-            return mode & ~<uint32_t> (S_ISUID | S_ISGID)
-        i.told = 1
-    return mode
-
-
-cdef bint unsettled(Request *r, Inode *i, statx *stx) noexcept nogil:
-    """Does what is about to be told want settle()? Not where suid and sgid have no effect."""
-    cdef Server *s = server_of(r)
-    if not privileged(stx) or r.settled:
-        return False
-    r.settled = not s.config.identity or (s.inodes.fs[i.fs].flags | s.inodes.enforced) & FS_NOSUID != 0
-    return not r.settled
-
-
-cdef void settle(Request *r, uint32_t node, statx *stx) noexcept nogil:
-    """Attributes of a program with rights of its own, of one state: chown(2) changes the owner before it takes suid.
-
-    statx(2) takes no lock and may see both halves; execve(2) in the source looks under the inode's lock, which
-    SEEK_HOLE takes as well. It may be waited for, so this is for a thread that may wait.
-    """
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i = inode_at(t, node)
-    cdef char path[FD_PATH]
-    cdef statx again
-    cdef int own, fd = inode_fd(t, i, node)
-    cdef unsigned _
-    if fd < 0:
-        return
-    fd_path(path, fd)
-    for _ in range(16):
-        own = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
-        if own < 0:
-            break
-        lseek(own, 0, SEEK_HOLE)
-        close(own)
-        if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &again) < 0:
-            break
-        r.settled = again.stx_mode == stx.stx_mode and again.stx_uid == stx.stx_uid and again.stx_gid == stx.stx_gid
-        stx[0] = again
-        if r.settled:
-            break
-    inode_unpin(i)
-
-
 cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:
     """A fuse_attr of a statx(2) result of a known inode."""
     cdef Filesystem *f = &server_of(r).inodes.fs[i.fs]
@@ -152,11 +88,6 @@ cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nog
 cdef bint is_mountpoint(Server *s, Inode *parent, const char *name) noexcept nogil:
     return s.below_fd >= 0 and parent.ino == s.below_ino and strcmp(name, s.below_name) == 0 and \
         makedev(s.inodes.fs[parent.fs].dev_major, s.inodes.fs[parent.fs].dev_minor) == s.below_dev
-
-
-cdef inline bint may_wait(Request *r) noexcept nogil:
-    """Is this a thread that may wait for a filesystem?"""
-    return r.ctx.stats.kind == T_POOL
 
 
 cdef inline int look_at(Request *r, Inode *parent, int parent_fd, const char *name, statx *stx) noexcept nogil:
@@ -390,12 +321,10 @@ cdef int op_lookup(Request *r) noexcept nogil:
         node = cross(r, parent, fd, name, &stx)
     inode_unpin(parent)
     if node > 0:
-        if unsettled(r, inode_at(&server_of(r).inodes, node), &stx):
-            if not may_wait(r):
-                inode_forget(&server_of(r).inodes, node, 1)
-                r.ctx.stats.forgets += 1
-                return later(r, op_lookup)
-            settle(r, <uint32_t> node, &stx)
+        if not settled(r, inode_at(&server_of(r).inodes, node), <uint32_t> node, &stx):
+            inode_forget(&server_of(r).inodes, node, 1)
+            r.ctx.stats.forgets += 1
+            return later(r, op_lookup)
         return entry_reply(r, r.out, <uint32_t> node, &stx)
     if node == -EXDEV:
         return later_crossing(r, op_lookup, name)

@@ -4,19 +4,20 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
-from passthru._copy cimport BIG_CUT, cut, later, open_to_cut, patiently
-from passthru._entry cimport entry_arg, entry_reply, opened_inode, privileged
+from passthru._entry cimport entry_arg, entry_reply, opened_inode
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport flock_leaving, flock_left, locks_drop_file, locks_drop_owner
+from passthru._mode cimport privileged
 from passthru._notify cimport notify_attributes
 from passthru._openfile cimport (
     appending, direct_writing, file_at, file_close, file_io_flags, file_add, source_fd_flags,
 )
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
+from passthru._storage cimport BIG_CUT, cut, open_to_cut
+from passthru._wait cimport later, may_wait, patiently
 
 
 cdef enum:
@@ -160,7 +161,7 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef Inode *i
     cdef statx stx
     cdef int32_t backing = 0
-    cdef bint pooled = r.ctx.stats.kind == T_POOL
+    cdef bint pooled = may_wait(r)
     cdef bint writing = s.config.passthrough and flags & O_ACCMODE != O_RDONLY  # a file to be passed through
     cdef bint known = False
     cdef int fd, opath, res

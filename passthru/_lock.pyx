@@ -16,14 +16,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._copy cimport later
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._openfile cimport fh_fd, file_at
 from passthru._pool cimport pool_chore, pool_interrupt_running, pool_submit
 from passthru._request cimport *
-from passthru._stats cimport T_POOL
+from passthru._wait cimport later, may_wait
 
 cdef enum:
     LOCK_SHARDS = 64
@@ -168,7 +167,7 @@ cdef int owner_fd(Request *r, OpenFile *file) noexcept nogil:
     cdef char path[FD_PATH]
     cdef int more = O_CLOEXEC
     cdef int fd
-    if r.ctx.stats.kind != T_POOL:
+    if not may_wait(r):
         more |= O_NONBLOCK
     fd_path(path, file.fd)
     # The kernel has checked that the caller's file is open for the kind of lock. Locks of both

@@ -16,11 +16,6 @@ from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._slab cimport CHUNK_BITS, slab_alloc, slab_destroy, slab_free
 
-cdef extern from "abi.h" nogil:
-    int fcntl_setfl "fcntl"(int fd, int cmd, int flags)
-    enum:
-        F_SETFL
-
 
 # ----------------------------------------------------------------- table
 
@@ -146,7 +141,7 @@ cdef void mirror_flags(Request *r, uint32_t flags) noexcept nogil:
     cdef Inode *i = inode_at(&s.inodes, file.node)
     cdef uint32_t new = (file.open_flags & ~s.config.mirrored) | (flags & s.config.mirrored)
     data_drop(r.ctx)  # O_NOATIME is the owner's
-    if fcntl_setfl(r.fd, F_SETFL, source_fd_flags(new, file.flags & OF_REMOTE)) < 0:
+    if fcntl(r.fd, F_SETFL, source_fd_flags(new, file.flags & OF_REMOTE)) < 0:
         return  # the source knows no O_DIRECT, or not yet
     if direct_writing(new) != direct_writing(file.open_flags):
         direct_writer(&s.inodes, i, 1 if direct_writing(new) else -1)

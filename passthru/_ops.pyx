@@ -22,6 +22,8 @@ from passthru._openfile cimport file_close
 from passthru._pool cimport pool_interrupt
 from passthru._request cimport *
 from passthru._single cimport *
+from passthru._storage cimport *
+from passthru._wait cimport later
 from passthru._xattr cimport *
 
 cdef struct Operation:

@@ -58,7 +58,7 @@ cdef extern from *:
 ctypedef int (*Handler)(Request *r) noexcept nogil
 ctypedef int (*Finisher)(Request *r, int res) noexcept nogil
 ctypedef void (*Completer)(Request *r, int result) noexcept nogil
-ctypedef void (*Linker)(Request *r, uint32_t length) noexcept nogil
+ctypedef void (*Linker)(Request *r) noexcept nogil
 ctypedef unsigned (*Room)(Request *r) noexcept nogil
 
 cdef struct Config:
@@ -145,8 +145,8 @@ cdef struct Context:           # one serving thread
     Uring *ring                # NULL: none
     ThreadStats *stats
     unsigned id
-    unsigned inflight          # backing I/O on the ring
-    unsigned linked            # with its commit linked behind it: not known whether it is still under way
+    unsigned inflight          # backing I/O on the ring whose CQE comes
+    unsigned linked            # that which is linked to its commit: not known whether it is still under way
     bint linking               # such has been staged since the last io_uring_enter(2)
     Linker link                # NULL: not on this thread
     unsigned pooled            # requests with the pool, to be taken back here

@@ -96,6 +96,7 @@ cdef struct Worker:        # a thread with an io_uring, serving one or more queu
 
 cdef int entry_request(Entry *e) noexcept nogil
 cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil
+cdef void link_turn(Entry *e, unsigned state) noexcept nogil
 cdef void arm_wake(Worker *w) noexcept nogil
 cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, unsigned depth, unsigned buffers,
                      unsigned unpinned, int cpu) noexcept nogil

@@ -10,13 +10,13 @@ A request that is away, with a pool or a remote file, keeps its entry. For each 
 entry, so that there are always `depth` for others; when it is back, both stay.
 """
 from libc.errno cimport errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
 from passthru._bounce cimport bounce_close, bounce_finish, bounce_serve, bounces
-from passthru._copy cimport REMOTE_RING, payload_unmap, payloads_gather, payloads_map, payloads_unmap
+from passthru._copy cimport payload_unmap, payloads_gather, payloads_map, payloads_unmap
 from passthru._inode cimport Inode, InodeTable, inode_at
 from passthru._libc cimport *
 from passthru._log cimport LOG_ERROR, LOG_LINE, LOG_WARNING, log_line
@@ -27,6 +27,7 @@ from passthru._request cimport *
 from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_QUEUE, stats_answered
 from passthru._uring cimport *
+from passthru._wait cimport REMOTE_RING
 
 cdef enum:
     SPARE_SQES = 8         # wake-up and cancel beside two SQEs an entry
@@ -162,7 +163,8 @@ cdef void worker_close(Worker *w) noexcept nogil:
 
 # ---------------------------------------------------------------- entries
 
-cdef inline void entry_commit(Entry *e) noexcept nogil:
+cdef inline void entry_stage(Entry *e, unsigned state) noexcept nogil:
+    """Stage the commit of a reply that is in the slot; whoever does so counts it."""
     cdef Queue *q = e.queue
     cdef Worker *w = q.worker
     cdef io_uring_sqe *sqe = &w.ring.sqes[w.ring.tail & w.ring.sq_mask]
@@ -172,37 +174,57 @@ cdef inline void entry_commit(Entry *e) noexcept nogil:
     sqe.user_data = <uint64_t> e | KIND_COMMAND
     (<fuse_uring_cmd_req *> sqe.cmd).commit_id = e.commit_id
     w.ring.tail += 1
-    e.state = E_KERNEL
-    w.ctx.stats.commits += 1
+    e.state = state
+
+
+cdef inline void entry_commit(Entry *e) noexcept nogil:
+    entry_stage(e, E_KERNEL)
+    e.queue.worker.ctx.stats.commits += 1
 
 
 cdef inline void entry_answer(Entry *e, int error, uint32_t length) noexcept nogil:
-    """Write the reply's header over the request's and stage the commit."""
+    """Write the reply's header over the request's."""
     cdef fuse_out_header *out = <fuse_out_header *> e.slot.in_out
     out.error = error
     out.len = <uint32_t> sizeof(fuse_out_header) + length
     out.unique = e.req.h.unique
     e.slot.ring_ent_in_out.payload_sz = length
-    e.queue.worker.ctx.stats.buffers_given += e.buffered
-    entry_commit(e)
 
 
-cdef void entry_link(Request *r, uint32_t length) noexcept nogil:
-    """Stage a commit of success and `length` bytes, linked to the backing I/O that has just been staged.
+cdef void entry_link(Request *r) noexcept nogil:
+    """Context.link: stage the commit of a READ's success, linked to its I/O that has just been staged.
 
     Both are submitted by one io_uring_enter(2), as a link has to be. When the I/O is done is not
     seen here, so its latency is not counted.
     """
     cdef Entry *e = <Entry *> r
-    cdef Worker *w = e.queue.worker
-    entry_answer(e, 0, length)
-    e.state = E_LINKED
-    w.ctx.linked += 1
-    w.ctx.linking = True
+    entry_answer(e, 0, r.len)
+    entry_stage(e, E_LINKED)
+    link_turn(e, E_LINKED)
+    r.ctx.linking = True
+
+
+cdef void link_turn(Entry *e, unsigned state) noexcept nogil:
+    """Count a linked commit. state: E_LINKED as it is staged, E_KERNEL when its own CQE shows that it was run, E_OURS
+    when its I/O's does that it was not.
+
+    Invariant: an I/O on the ring is in `inflight`, if its CQE will come, or in `linked`, if it will only should it fail.
+    A linked commit is counted as if it were done: commits, payload buffers given back, bytes read. If the link
+    breaks all that is taken back, and the I/O is one in flight again whose CQE has come.
+    """
+    cdef Context *ctx = &e.queue.worker.ctx
+    cdef int n = 1 if state == E_LINKED else -1
+    ctx.linked += n
+    if state != E_KERNEL:
+        ctx.inflight -= n
+        ctx.stats.commits += n
+        ctx.stats.buffers_given += n * e.buffered
+        ctx.stats.read_bytes += n * <int64_t> e.req.len
+    e.state = state
 
 
 cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
-    """Answer with a handler's result."""
+    """Answer with a handler's result: reply and commit."""
     cdef int error = 0
     cdef uint32_t length = 0
     if result > <int> e.req.out_cap and not e.req.zero_copy:
@@ -216,7 +238,9 @@ cdef inline void entry_finish(Entry *e, int result) noexcept nogil:
         e.gathered = True
         payloads_gather(&e.queue.payloads, e.req.arg)
     stats_answered(e.queue.worker.ctx.stats, e.req.h.opcode, e.req.start, error < 0)
+    e.queue.worker.ctx.stats.buffers_given += e.buffered
     entry_answer(e, error, length)
+    entry_commit(e)
 
 
 cdef int entry_request(Entry *e) noexcept nogil:
@@ -364,7 +388,7 @@ cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
     if kind == KIND_COMMAND:
         ASSERT(e.state == E_KERNEL or e.state == E_LINKED)
         if e.state == E_LINKED:
-            w.ctx.linked -= 1
+            link_turn(e, E_KERNEL)
         if res != 0:
             entry_gone(w, e, res)
             return
@@ -377,15 +401,11 @@ cdef void handle_cqe(Worker *w, uint64_t user_data, int res) noexcept nogil:
         entry_result(e, result)
     elif kind == KIND_IO:
         if e.state == E_LINKED:  # the link is broken, and the commit still owed
-            w.ctx.linked -= 1
-            w.ctx.stats.commits -= 1
-            w.ctx.stats.buffers_given -= e.buffered
-            e.state = E_OURS
-        else:
-            ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
-            w.ctx.inflight -= 1
-            if e.req.away:
-                entry_back(e)
+            link_turn(e, E_OURS)
+        ASSERT(e.state == E_OURS and w.ctx.inflight > 0)
+        w.ctx.inflight -= 1
+        if e.req.away:
+            entry_back(e)
         entry_result(e, e.req.finish(&e.req, res))
     elif kind == KIND_WAKE:
         w.wake_armed = False

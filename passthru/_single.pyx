@@ -12,12 +12,14 @@ from libc.string cimport memset
 
 from passthru._abi cimport *
 from passthru._attr cimport op_getattr, op_setattr, op_statx
-from passthru._copy cimport later, op_fallocate, op_write
+from passthru._copy cimport op_write
 from passthru._file cimport op_open
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._openfile cimport cache_fd, fh_fd, file_at
 from passthru._request cimport *
+from passthru._storage cimport op_fallocate
+from passthru._wait cimport later
 
 cdef char ZEROES[4096]  # C zeroes it
 

@@ -426,8 +426,7 @@ cdef class Loop:
                     if user_data == (me | KIND_COMMAND) and cqe.res >= 0:
                         ended = True
                         if self.e.state == E_LINKED:
-                            self.w.ctx.linked -= 1
-                            self.e.state = E_KERNEL
+                            link_turn(self.e, E_KERNEL)
                     else:
                         handle_cqe(&self.w, user_data, cqe.res)
                     uring_seen(&self.w.ring)
