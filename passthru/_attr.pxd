@@ -1,9 +1,5 @@
 # Attributes: GETATTR, SETATTR, STATX, STATFS, ACCESS, READLINK.
-from libc.stdint cimport uint32_t
-
 from passthru._request cimport Request
-
-cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil
 
 cdef int op_getattr(Request *r) noexcept nogil
 cdef int op_setattr(Request *r) noexcept nogil

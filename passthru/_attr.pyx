@@ -4,14 +4,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from passthru._abi cimport *
-from passthru._entry cimport attr_fill
-from passthru._identity cimport identity_restore, identity_take, owner_identity_take, unowner_take
 from passthru._idmap cimport id_to_mount, setattr_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport chmod_fd, privileged, settled, told_mode
 from passthru._openfile cimport file_at
+from passthru._reply cimport attr_reply
 from passthru._request cimport *
+from passthru._rights cimport access_as_caller, owner_take, rights_drop
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
 from passthru._wait cimport later, may_wait, patiently
 
@@ -31,19 +31,6 @@ cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned 
     res = -errno if c_statx(fd, "", AT_EMPTY_PATH | flags, mask, stx) < 0 else 0
     inode_unpin(i)
     return res
-
-
-cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
-    cdef Config *c = &server_of(r).config
-    cdef fuse_attr_out *out = <fuse_attr_out *> r.out
-    cdef Inode *i = inode_at(&server_of(r).inodes, r.h.nodeid)
-    if i == NULL:
-        return -ESTALE
-    out.attr_valid = 0 if privileged(stx) else c.attr_valid
-    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
-    out.dummy = 0
-    attr_fill(r, i, &out.attr, stx)
-    return sizeof(fuse_attr_out)
 
 
 cdef int op_getattr(Request *r) noexcept nogil:
@@ -127,60 +114,6 @@ cdef int set_size(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noex
     return res
 
 
-cdef bint member(Request *r, uint32_t gid) noexcept nogil:
-    """Is the caller in a group of the source?"""
-    cdef Server *s = server_of(r)
-    return gid == r.h.gid or sys_in_group(r.h.pid, id_to_mount(&s.gids, gid) if s.config.mapped else gid)
-
-
-cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil:
-    """Become who may do what is the owner's to do, until identity_restore(): 1; or 0: go on as the daemon; or -errno.
-
-    The kernel has let an owner do it, but of a file whose owner it may know from long ago. So the source compares
-    owners itself, with the caller, or, where the caller may act for the owner, with the owner that was seen: it may be
-    another one when the call is made. chown: the owner or group is to change; gid: to that group, or NO_ID.
-    """
-    cdef Server *s = server_of(r)
-    cdef gid_t groups[2]
-    cdef unsigned n = 0
-    cdef statx stx
-    cdef bint for_owner = False, over = False
-    cdef int res
-    if not s.config.identity or r.h.uid == NO_ID:
-        return 0
-    if r.h.uid == 0:
-        return unowner_take(r)
-    if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
-        return -errno
-    if sys_is_capable(r.h.pid, CAP_FOWNER) or (chown and sys_is_capable(r.h.pid, CAP_CHOWN)):
-        return 0
-    if s.config.mapped:  # several of the source's users may be one in the mount
-        for_owner = id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid)
-    elif stx.stx_uid != r.h.uid:
-        over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
-        for_owner = over or sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid)
-    else:
-        over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
-    res = owner_identity_take(r, stx.stx_uid, stx.stx_gid) if for_owner else identity_take(r)
-    if res < 0:
-        return res
-    if gid != NO_ID and gid != r.h.gid and member(r, gid):
-        groups[n] = gid
-        n += 1
-    # Of a group that the owner is not in, sgid does not stay.
-    if stx.stx_gid != r.h.gid and member(r, stx.stx_gid):
-        groups[n] = stx.stx_gid
-        n += 1
-    if n:
-        res = sys_setgroups(n, groups)
-        r.ctx.groups = n
-    if res == 0 and over:
-        res = sys_cap_change(0, 1 << CAP_CHOWN)
-    if res < 0:
-        identity_restore(r)
-    return res if res < 0 else 1
-
-
 cdef int apply_owner(int fd, fuse_setattr_in *arg) noexcept nogil:
     cdef uint32_t valid = arg.valid
     cdef int res
@@ -204,8 +137,7 @@ cdef int apply(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noexcep
     if valid & (FATTR_MODE | FATTR_UID | FATTR_GID):
         taken = owner_take(r, fd, valid & (FATTR_UID | FATTR_GID) != 0, arg.gid if valid & FATTR_GID else NO_ID)
         res = taken if taken < 0 else apply_owner(fd, arg)
-        if taken > 0:
-            identity_restore(r)
+        rights_drop(r, taken)
         if res < 0:
             return res
     if valid & FATTR_SIZE:
@@ -232,8 +164,7 @@ cdef int apply(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noexcep
         if taken < 0:
             return taken
         res = -errno if utimensat(fd, "", ts, AT_EMPTY_PATH) < 0 else 0
-        if taken > 0:
-            identity_restore(r)
+        rights_drop(r, taken)
         return res
     return 0
 
@@ -304,10 +235,7 @@ cdef int op_access(Request *r) noexcept nogil:
     cdef int res
     if fd < 0:
         return fd
-    res = identity_take(r)
-    if res == 0:
-        res = sys_faccessat2(fd, "", arg.mask & 7, AT_EMPTY_PATH | AT_EACCESS)
-        identity_restore(r)
+    res = access_as_caller(r, fd, arg.mask & 7, NULL)
     inode_unpin(i)
     return res
 

@@ -9,12 +9,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strlen
 
 from passthru._abi cimport *
-from passthru._entry cimport child_lookup, dot_or_dotdot, entry_reply
 from passthru._file cimport version_of
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._name cimport dot_or_dotdot
 from passthru._openfile cimport file_at, file_close, file_add
+from passthru._reply cimport entry_reply
 from passthru._request cimport *
+from passthru._walk cimport child_lookup
 
 cdef enum:
     BUFFER = 32768

@@ -1,24 +1,21 @@
-"""LOOKUP, FORGET, and the operations that make, remove, rename and link names.
-
-A name is one path component, never "." or "..", walked from its parent's fd and not
-followed if it is a symlink: nothing leads out of the source.
-"""
+"""LOOKUP, FORGET, and the operations that make, remove, rename and link names."""
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memchr, memset, strcmp
+from libc.string cimport memset, strlen
 
 from passthru._abi cimport *
 from passthru._fdpath cimport FD_PATH, fd_path
-from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take, unowner_take
-from passthru._idmap cimport id_to_mount
+from passthru._identity cimport as_caller
 from passthru._inode cimport *
 from passthru._libc cimport *
-from passthru._mode cimport privileged, settled, told_mode
-from passthru._mounts cimport mount_facts
+from passthru._mode cimport settled
+from passthru._name cimport entry_arg, name_arg
+from passthru._reply cimport entry_reply
 from passthru._request cimport *
+from passthru._rights cimport movable, rights_drop, stick_to_caller
 from passthru._storage cimport BIG_CUT
 from passthru._wait cimport later, later_crossing, may_wait
-
+from passthru._walk cimport child_lookup, cross, look_at
 
 cdef enum:
     RENAME_EXCHANGE = 2
@@ -28,278 +25,6 @@ cdef enum:  # S_IFMT >> 12
     FORMAT_DIR = 4
     FORMAT_FILE = 8
     FORMAT_LINK = 10
-
-
-cdef bint dot_or_dotdot(const char *name) noexcept nogil:
-    return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
-
-
-cdef const char *name_arg(Request *r, uint32_t *at) noexcept nogil:
-    """The NUL-terminated string at `at` in the arguments, `at` moved behind it; NULL: none there."""
-    cdef char *s = r.arg + at[0]
-    cdef char *end
-    if at[0] >= r.arg_len:
-        return NULL
-    end = <char *> memchr(s, 0, r.arg_len - at[0])
-    if end == NULL:
-        return NULL
-    at[0] = <uint32_t> (end + 1 - r.arg)
-    return s
-
-
-cdef const char *entry_arg(Request *r, uint32_t *at) noexcept nogil:
-    """name_arg() for a directory entry's name; NULL also for what is not one component."""
-    cdef uint32_t start = at[0]
-    cdef const char *name = name_arg(r, at)
-    if name == NULL or name[0] == 0 or dot_or_dotdot(name) or \
-            memchr(name, c'/', at[0] - start) != NULL:
-        return NULL
-    return name
-
-
-cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:
-    """A fuse_attr of a statx(2) result of a known inode."""
-    cdef Filesystem *f = &server_of(r).inodes.fs[i.fs]
-    a.ino = stx.stx_ino ^ f.salt
-    a.size = stx.stx_size
-    a.blocks = stx.stx_blocks
-    a.atime = stx.stx_atime.tv_sec
-    a.mtime = stx.stx_mtime.tv_sec
-    a.ctime = stx.stx_ctime.tv_sec
-    a.atimensec = stx.stx_atime.tv_nsec
-    a.mtimensec = stx.stx_mtime.tv_nsec
-    a.ctimensec = stx.stx_ctime.tv_nsec
-    a.mode = told_mode(r, i, stx)
-    i.appends = (stx.stx_attributes & STATX_ATTR_APPEND) != 0
-    a.nlink = stx.stx_nlink
-    a.uid = stx.stx_uid
-    a.gid = stx.stx_gid
-    if server_of(r).config.mapped:
-        a.uid = id_to_mount(&server_of(r).uids, a.uid)
-        a.gid = id_to_mount(&server_of(r).gids, a.gid)
-    # The kernel's 32-bit form of a device number, not glibc's.
-    a.rdev = (stx.stx_rdev_minor & 0xff) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~0xffu) << 12)
-    if f.flags & FS_NODEV:
-        a.rdev = 0  # no device has this number
-    a.blksize = stx.stx_blksize
-    a.flags = 0
-
-
-cdef bint is_mountpoint(Server *s, Inode *parent, const char *name) noexcept nogil:
-    return s.below_fd >= 0 and parent.ino == s.below_ino and strcmp(name, s.below_name) == 0 and \
-        makedev(s.inodes.fs[parent.fs].dev_major, s.inodes.fs[parent.fs].dev_minor) == s.below_dev
-
-
-cdef inline int look_at(Request *r, Inode *parent, int parent_fd, const char *name, statx *stx) noexcept nogil:
-    """statx(2) of a name without an fd, where nothing is mounted below the source as far as is known.
-
-    If something has just been: AT_STATX_DONT_SYNC has a FUSE filesystem not be asked, whoever it is.
-    """
-    cdef int sync = AT_STATX_DONT_SYNC
-    if may_wait(r) or server_of(r).inodes.fs[parent.fs].flags & FS_STACKED:
-        sync = 0
-    return c_statx(parent_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | sync, stx_mask(), stx)
-
-
-cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *name, bint fresh,
-                          statx *stx) noexcept nogil:
-    """The nodeid of parent/name with its nlookup raised and its attributes in stx, or -errno.
-
-    -EXDEV: another filesystem is mounted there, which is for cross(). fresh: the name was just made, so it is
-    not worth asking whether it is known. Nor is it in a directory where the last name was not: walking a new
-    tree, a name costs two calls, not three.
-    """
-    cdef Server *s = server_of(r)
-    cdef int fd
-    cdef int64_t node
-    if is_mountpoint(s, parent, name):
-        # Walking the name would ask ourselves, and wait for the answer. "." stays below the mount.
-        fd = openat(s.below_fd, ".", O_PATH | O_CLOEXEC)
-        return opened_inode(r, fd, stx) if fd >= 0 else -errno
-    if not fresh and parent.familiar and not s.inodes.mounts:
-        if look_at(r, parent, parent_fd, name, stx) < 0:
-            return -errno
-        if on_fs(&s.inodes.fs[parent.fs], stx):
-            node = inode_find(&s.inodes, parent.fs, stx, NULL)
-            if node and node != UNSURE:
-                r.ctx.stats.lookups += 1
-                return node
-            if not node:
-                parent.familiar = 0
-    # UNSURE: its handle tells, which must be that of what the attributes are of: so both by one fd.
-    fd = sys_openat_here(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    if fd < 0 and fds_short(&s.inodes, -fd):
-        fd = sys_openat_here(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    if fd < 0:
-        return fd
-    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
-        node = -errno
-        close(fd)
-        return node
-    if not on_fs(&s.inodes.fs[parent.fs], stx):
-        node = other_inode(r, fd, stx)
-        if node > 0 and stx.stx_mode & S_IFMT == S_IFDIR:
-            fs_placed(&s.inodes, inode_at(&s.inodes, node).fs, <uint32_t> r.h.nodeid, name)
-        return node
-    node = inode_add(&s.inodes, r.ctx.id, parent.fs, stx, fd, NULL)
-    if not node:
-        return -ENOMEM
-    r.ctx.stats.lookups += 1
-    if inode_at(&s.inodes, node).fd != fd:
-        parent.familiar = 1
-    return node
-
-
-cdef int64_t known_as(Request *r, unsigned fs, int fd, statx *stx) noexcept nogil:
-    """The nodeid of what an O_PATH fd is, in a row of which the caller was a user; both are taken over. Or -ENOMEM."""
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef uint32_t node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
-    fs_put(t, fs)
-    if not node:
-        return -ENOMEM
-    r.ctx.stats.lookups += 1
-    return node
-
-
-cdef int64_t other_inode(Request *r, int fd, statx *stx) noexcept nogil:
-    """The nodeid of what an O_PATH fd is, which it takes over, by the row of its filesystem; else as child_lookup().
-
-    Within a mount these are parts with a device number of their own, such as btrfs's subvolumes.
-    """
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef statx number
-    cdef int fs = fs_get(t, stx)
-    if fs < 0 and c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &number) == 0:
-        fs = fs_add(t, stx, fd, number.stx_mnt_id, mount_facts(t.mountinfo, fd, number.stx_mnt_id, stx))
-    if fs < 0:
-        close(fd)
-        return fs
-    return known_as(r, <unsigned> fs, fd, stx)
-
-
-cdef int64_t opened_inode(Request *r, int fd, statx *stx) noexcept nogil:
-    """The nodeid of the inode of an O_PATH fd, which it takes over; else as child_lookup()."""
-    cdef int e
-    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
-        e = errno
-        close(fd)
-        return -e
-    return other_inode(r, fd, stx)
-
-
-# --------------------------------------------------- into another filesystem
-#
-# On a thread that may wait. What is mounted there is learnt from the mount table, and what is not to be served is
-# not asked for anything: our own mount, and with root's rights the kernel's state and what a user makes up.
-
-cdef int64_t cross(Request *r, Inode *parent, int parent_fd, const char *name, statx *stx) noexcept nogil:
-    """child_lookup() of a name on which something is mounted."""
-    cdef Server *s = server_of(r)
-    cdef InodeTable *t = &s.inodes
-    cdef statx number
-    cdef uint32_t flags = 0
-    cdef int64_t node
-    cdef int fs
-    cdef int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    if fd < 0:
-        return -errno
-    if c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, stx_mask(), stx) < 0 or \
-            c_statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &number) < 0:
-        node = -errno
-        close(fd)
-        return node
-    fs = fs_get(t, stx)
-    if fs < 0:
-        if makedev(stx.stx_dev_major, stx.stx_dev_minor) != s.fuse_dev:
-            flags = mount_facts(t.mountinfo, fd, number.stx_mnt_id, stx)
-        if not served(s, flags, stx):
-            close(fd)
-            return covered(r, parent, parent_fd, name, number.stx_mnt_id, stx)
-    # From here on it may wait for the filesystem.
-    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) < 0:
-        node = -errno
-        close(fd)
-        if fs >= 0:
-            fs_put(t, fs)
-        return node
-    if fs < 0:
-        fs = fs_add(t, stx, fd, number.stx_mnt_id, flags)
-        if fs < 0:
-            close(fd)
-            return fs
-        if stx.stx_mode & S_IFMT == S_IFDIR:
-            fs_placed(t, fs, <uint32_t> r.h.nodeid, name)
-    return known_as(r, <unsigned> fs, fd, stx)
-
-
-cdef bint served(Server *s, uint32_t flags, statx *stx) noexcept nogil:
-    """Is a filesystem below the source shown?"""
-    if makedev(stx.stx_dev_major, stx.stx_dev_minor) == s.fuse_dev:
-        return False
-    if flags & FS_SERVER and not s.config.trust_modes:
-        return not s.config.identity
-    return not s.config.identity or s.config.all_submounts or not flags & (FS_PSEUDO | FS_FOREIGN)
-
-
-cdef int64_t covered(Request *r, Inode *parent, int parent_fd, const char *name, uint64_t mount_id,
-                     statx *stx) noexcept nogil:
-    """child_lookup() of what lies under a mount: by a private copy of the directory's own mount, without any below."""
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef statx number
-    cdef int64_t node = -EACCES
-    cdef int fs = fs_covered(t, mount_id, parent.fs, parent.ino)
-    cdef int clone = -1, fd
-    if fs >= 0:
-        fd = openat(t.fs[fs].mount_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    else:
-        clone = sys_clone_bare(parent_fd)
-        if clone < 0:
-            return -EACCES  # it takes root
-        fd = openat(clone, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    if fd >= 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), stx) == 0 and \
-            c_statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &number) == 0:
-        if fs < 0:
-            fs = fs_add(t, stx, clone, number.stx_mnt_id, t.fs[parent.fs].flags & ~<uint32_t> FS_HANDLES)
-            if fs >= 0:
-                if t.fs[fs].mount_fd < 0:
-                    t.fs[fs].mount_fd = openat(clone, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-                t.fs[fs].covers_fs = parent.fs
-                t.fs[fs].covers_in = parent.ino
-                t.fs[fs].covers = mount_id
-        if fs >= 0:
-            node = inode_add(t, r.ctx.id, fs, stx, fd, NULL)
-            fd = -1
-            r.ctx.stats.lookups += node != 0
-            node = node if node else -ENOMEM
-    elif fd < 0:
-        node = -errno
-    if fd >= 0:
-        close(fd)
-    if clone >= 0:
-        close(clone)
-    if fs >= 0:
-        fs_put(t, fs)
-    return node
-
-
-cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil:
-    """A fuse_entry_out; its size."""
-    cdef Config *c = &server_of(r).config
-    cdef fuse_entry_out *out = <fuse_entry_out *> to
-    cdef Inode *i = inode_at(&server_of(r).inodes, node)
-    out.nodeid = node
-    out.generation = i.generation
-    out.entry_valid = c.entry_valid
-    out.entry_valid_nsec = c.entry_valid_nsec
-    # Of an inode that it knows by another name the kernel keeps the ACL that it has with the attributes that it gets here:
-    # so it is to ask for both.
-    if privileged(stx) or (stx.stx_nlink > 1 and i.nlookup > 1 and i.type == FORMAT_FILE):
-        out.attr_valid = out.attr_valid_nsec = 0
-    else:
-        out.attr_valid = c.attr_valid
-        out.attr_valid_nsec = c.attr_valid_nsec
-    attr_fill(r, i, &out.attr, stx)
-    return sizeof(fuse_entry_out)
 
 
 cdef int op_lookup(Request *r) noexcept nogil:
@@ -388,36 +113,25 @@ cdef int make(Request *r, uint32_t mask) noexcept nogil:
     """MKNOD, MKDIR and SYMLINK: as the caller, under the caller's umask."""
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
-    cdef const char *target = NULL
     cdef Inode *parent
     cdef int fd, res
-    if r.h.opcode == FUSE_SYMLINK:
-        target = name_arg(r, &at)
-    if name == NULL or (r.h.opcode == FUSE_SYMLINK and target == NULL):
+    if name == NULL or (r.h.opcode == FUSE_SYMLINK and name_arg(r, &at) == NULL):
         return -EINVAL
     fd = request_pin(r, &parent)
     if fd < 0:
         return fd
-    res = identity_take(r)
-    if res < 0:
-        inode_unpin(parent)
-        return res
-    umask_take(r.ctx, mask)
-    res = make_name(r, fd, name, target)
-    if res < 0 and identity_override(r, -res):
-        res = make_name(r, fd, name, target)
-    identity_restore(r)
+    res = as_caller(r, mask, make_name, fd, name)
     return made(r, parent, fd, name, res, FORMAT_DIR if r.h.opcode == FUSE_MKDIR else
                 FORMAT_LINK if r.h.opcode == FUSE_SYMLINK else (<fuse_mknod_in *> r.op_in).mode >> 12)
 
 
-cdef int make_name(Request *r, int fd, const char *name, const char *target) noexcept nogil:
+cdef int make_name(Request *r, int fd, const char *name, bint overridden) noexcept nogil:
     cdef fuse_mknod_in *node = <fuse_mknod_in *> r.op_in
     cdef int res
     if r.h.opcode == FUSE_MKDIR:
         res = mkdirat(fd, name, (<fuse_mkdir_in *> r.op_in).mode)
     elif r.h.opcode == FUSE_SYMLINK:
-        res = symlinkat(target, fd, name)
+        res = symlinkat(name + strlen(name) + 1, fd, name)  # the target follows, see make()
     else:
         res = mknodat(fd, name, node.mode, makedev((node.rdev & 0xfff00) >> 8,
                                                    (node.rdev & 0xff) | ((node.rdev >> 12) & 0xfff00)))
@@ -500,32 +214,6 @@ cdef bint takes_long(Request *r, Inode *parent, int fd, const char *name) noexce
     return res == 0 and stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
 
 
-cdef bint sticky(int fd) noexcept nogil:
-    cdef statx stx
-    return c_statx(fd, "", AT_EMPTY_PATH, STATX_MODE, &stx) == 0 and stx.stx_mode & S_ISVTX
-
-
-cdef int stick_to_caller(Request *r, int fd, int fd2, bint making) noexcept nogil:
-    """Where a directory is sticky it counts who owns what is there now: have the source itself look, for the caller.
-
-    The kernel has looked at what it knew of the names. The caller's right to write there is not asked for again,
-    since it may rest on groups that are not told. making: something is made besides, which is to be the caller's.
-    1: till identity_restore(); 0: not needed; -errno.
-    """
-    cdef int res
-    if not server_of(r).config.identity or r.h.uid == NO_ID:
-        return 0
-    if not making and not sticky(fd) and (fd2 == fd or not sticky(fd2)):
-        return 0
-    if r.h.uid == 0:
-        return unowner_take(r)
-    res = identity_take(r)
-    if res < 0:
-        return res
-    sys_cap_override()
-    return 1
-
-
 cdef int remove(Request *r, int flags) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
@@ -543,8 +231,7 @@ cdef int remove(Request *r, int flags) noexcept nogil:
     res = stuck
     if stuck >= 0:
         res = -errno if unlinkat(fd, name, flags) < 0 else 0
-    if stuck > 0:
-        identity_restore(r)
+    rights_drop(r, stuck)
     inode_unpin(parent)
     return res
 
@@ -555,43 +242,6 @@ cdef int op_unlink(Request *r) noexcept nogil:
 
 cdef int op_rmdir(Request *r) noexcept nogil:
     return remove(r, AT_REMOVEDIR)
-
-
-cdef int movable(Request *r, int fd, const char *name) noexcept nogil:
-    """May the caller move what is `name` now to another directory? A directory must be writable for that. 0 or -errno.
-
-    The kernel has looked, at the directory that it knows by the name. Groups: as far as the file's own goes.
-    """
-    cdef statx stx
-    cdef gid_t group
-    cdef int at, res, member
-    if not server_of(r).config.identity or r.h.uid == 0 or r.h.uid == NO_ID or server_of(r).config.mapped:
-        return 0
-    at = sys_openat_here(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-    if at < 0:
-        return at
-    res = -errno if c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0
-    if res == 0 and stx.stx_mode & S_IFMT == S_IFDIR and stx.stx_uid != r.h.uid and \
-            not sys_is_capable(r.h.pid, CAP_DAC_OVERRIDE):
-        group = stx.stx_gid
-        member = group == r.h.gid or sys_in_group(r.h.pid, group)
-        res = as_member(r, at, group, member)
-    close(at)
-    return res
-
-
-cdef int as_member(Request *r, int at, gid_t group, bint member) noexcept nogil:
-    """faccessat(2) for writing, as the caller, with that group if it is in it."""
-    cdef int failed, res
-    failed = identity_take(r)
-    if failed < 0:
-        return failed
-    if member:
-        failed = sys_setgroups(1, &group)
-        r.ctx.groups = 1
-    res = failed if failed < 0 else sys_faccessat2(at, "", 2, AT_EMPTY_PATH | AT_EACCESS)
-    identity_restore(r)
-    return res
 
 
 cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
@@ -630,8 +280,7 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     res = stuck
     if stuck >= 0:
         res = sys_renameat2(fd, name, fd2, newname, flags)
-    if stuck > 0:
-        identity_restore(r)
+    rights_drop(r, stuck)
     inode_unpin(parent)
     inode_unpin(to)
     return res

@@ -4,20 +4,22 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._backing cimport backing_reserve
-from passthru._entry cimport entry_arg, entry_reply, opened_inode
 from passthru._fdpath cimport FD_PATH, fd_path
-from passthru._identity cimport identity_override, identity_restore, identity_take, umask_take
+from passthru._identity cimport as_caller
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._lock cimport flock_leaving, flock_left, locks_drop_file, locks_drop_owner
 from passthru._mode cimport privileged
+from passthru._name cimport entry_arg
 from passthru._notify cimport notify_attributes
 from passthru._openfile cimport (
     appending, direct_writing, file_at, file_close, file_io_flags, file_add, source_fd_flags,
 )
+from passthru._reply cimport entry_reply
 from passthru._request cimport *
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
 from passthru._wait cimport later, may_wait, patiently
+from passthru._walk cimport opened_inode
 
 
 cdef enum:
@@ -282,39 +284,30 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
 
 cdef int op_create(Request *r) noexcept nogil:
     cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
-    cdef uint32_t flags = source_flags(r, arg.flags)
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
     cdef Inode *parent
-    cdef int dir_fd, fd, res
+    cdef int dir_fd, fd
     if name == NULL:
         return -EINVAL
     dir_fd = request_pin(r, &parent)
     if dir_fd < 0:
         return dir_fd
-    res = identity_take(r)
-    if res < 0:
-        inode_unpin(parent)
-        return res
-    umask_take(r.ctx, arg.umask & 0o777)
-    fd = create_or_open(r, dir_fd, name, flags, arg)
-    identity_restore(r)
+    fd = as_caller(r, arg.umask & 0o777, create_or_open, dir_fd, name)
     inode_unpin(parent)
-    return fd if fd < 0 else created(r, fd, flags & ~<uint32_t> O_TRUNC)
+    return fd if fd < 0 else created(r, fd, source_flags(r, arg.flags) & ~<uint32_t> O_TRUNC)
 
 
-cdef int create_or_open(Request *r, int dir_fd, const char *name, uint32_t flags, fuse_create_in *arg) noexcept nogil:
+cdef int create_or_open(Request *r, int dir_fd, const char *name, bint overridden) noexcept nogil:
     """The new file's fd, or if somebody else has just made it, perhaps that one's; -errno."""
-    cdef bint overridden = False
+    cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
+    cdef uint32_t flags = source_flags(r, arg.flags)
     cdef bint refused
     cdef int fd
     cdef unsigned attempt = 0
     while attempt < 4:
         attempt += 1
         fd = openat(dir_fd, name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, arg.mode & 0o7777)
-        if fd < 0 and not overridden and identity_override(r, errno):
-            overridden = True
-            continue
         if fd < 0 and fds_short(&server_of(r).inodes, errno):
             continue
         if fd >= 0 or errno != EEXIST or arg.flags & O_EXCL:
@@ -357,25 +350,20 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
 
 cdef int op_tmpfile(Request *r) noexcept nogil:
     cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
-    cdef uint32_t flags = source_flags(r, arg.flags)
     cdef Inode *parent
-    cdef int dir_fd, fd, res
-    dir_fd = request_pin(r, &parent)
+    cdef int fd
+    cdef int dir_fd = request_pin(r, &parent)
     if dir_fd < 0:
         return dir_fd
-    res = identity_take(r)
-    if res < 0:
-        inode_unpin(parent)
-        return res
-    umask_take(r.ctx, arg.umask & 0o777)
-    fd = openat(dir_fd, ".", flags | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
-    if fd < 0 and identity_override(r, errno):
-        fd = openat(dir_fd, ".", flags | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
-    if fd < 0:
-        fd = -errno
-    identity_restore(r)
+    fd = as_caller(r, arg.umask & 0o777, make_tmpfile, dir_fd, ".")
     inode_unpin(parent)
-    return fd if fd < 0 else created(r, fd, flags)
+    return fd if fd < 0 else created(r, fd, source_flags(r, arg.flags))
+
+
+cdef int make_tmpfile(Request *r, int dir_fd, const char *name, bint overridden) noexcept nogil:
+    cdef fuse_create_in *arg = <fuse_create_in *> r.op_in
+    cdef int fd = openat(dir_fd, name, source_flags(r, arg.flags) | O_TMPFILE | (arg.flags & O_EXCL), arg.mode & 0o7777)
+    return fd if fd >= 0 else -errno
 
 
 # ---------------------------------------------------------- FLUSH, RELEASE

@@ -21,6 +21,9 @@ cdef enum:
     INVALID_ID = 0xffffffff  # FUSE_INVALID_UIDGID: no creating request, and FUSE_ALLOW_IDMAP
     NOBODY = 65534
 
+# Makes `name` in the directory `dir_fd`. A result that is not negative, or -errno; overridden: past permission bits.
+ctypedef int (*Maker)(Request *r, int dir_fd, const char *name, bint overridden) noexcept nogil
+
 
 cdef inline bint fsuid_take(uint32_t uid) noexcept nogil:
     """setfsuid(2) tells a failure only by what a further call, with an id that there is not, says is in force."""
@@ -135,6 +138,29 @@ cdef inline void identity_restore(Request *r) noexcept nogil:
         abort()
 
 
+cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:
+    """This thread's umask, kept until another one is asked for. Where threads share theirs, the kernel has applied it."""
+    if ctx.mask != mask and ctx.server.config.own_umask:
+        umask(mask)
+        ctx.mask = mask
+
+
+cdef inline int as_caller(Request *r, uint32_t mask, Maker maker, int dir_fd, const char *name) noexcept nogil:
+    """Have something made by the caller, under that umask: what maker() says, or -errno of not becoming the caller.
+
+    If permission bits refuse it, once more past them where identity_override() thinks that right.
+    """
+    cdef int res = identity_take(r)
+    if res < 0:
+        return res
+    umask_take(r.ctx, mask)
+    res = maker(r, dir_fd, name, False)
+    if res < 0 and identity_override(r, -res):
+        res = maker(r, dir_fd, name, True)
+    identity_restore(r)
+    return res
+
+
 # ----------------------------------------------------------- identity of data
 
 cdef inline int data_take_by(Context *ctx, unsigned how) noexcept nogil:
@@ -203,10 +229,3 @@ cdef inline int data_personality(Context *ctx, bint as_data) noexcept nogil:
 cdef inline bint keeps_bits(Request *r) noexcept nogil:
     """May the caller keep suid and sgid in a file that it changes? For requests that do not say so."""
     return r.h.uid == 0 and sys_is_capable(r.h.pid, CAP_FSETID)
-
-
-cdef inline void umask_take(Context *ctx, uint32_t mask) noexcept nogil:
-    """This thread's umask, kept until another one is asked for. Where threads share theirs, the kernel has applied it."""
-    if ctx.mask != mask and ctx.server.config.own_umask:
-        umask(mask)
-        ctx.mask = mask

@@ -9,13 +9,12 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
-from passthru._attr cimport owner_take
-from passthru._identity cimport identity_restore
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._notify cimport notify_attributes
 from passthru._openfile cimport file_at, file_fd
 from passthru._request cimport *
+from passthru._rights cimport owner_take, rights_drop
 
 cdef enum:
     LARGEST = 64
@@ -48,8 +47,7 @@ cdef int op_ioctl(Request *r) noexcept nogil:
     if taken > 0 and sys_is_capable(r.h.pid, CAP_LINUX_IMMUTABLE):
         sys_cap_change(0, 1 << CAP_LINUX_IMMUTABLE)
     res = -errno if ioctl(fd, arg.cmd, &data[0]) < 0 else 0
-    if taken > 0:
-        identity_restore(r)
+    rights_drop(r, taken)
     if res < 0:
         return res
     if arg.cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):

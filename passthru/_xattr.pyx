@@ -9,14 +9,13 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memmove, strcmp, strlen, strncmp
 
 from passthru._abi cimport *
-from passthru._attr cimport owner_take
-from passthru._entry cimport name_arg
 from passthru._fdpath cimport FD_PATH, fd_path
-from passthru._identity cimport identity_restore
 from passthru._idmap cimport acl_returns, acl_to_mount, acl_to_source
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._name cimport name_arg
 from passthru._request cimport *
+from passthru._rights cimport owner_take, rights_drop
 
 
 cdef int sized_reply(Request *r, long n, uint32_t asked) noexcept nogil:
@@ -138,21 +137,39 @@ cdef bint may_give(Request *r, const char *name) noexcept nogil:
         or sys_is_capable(r.h.pid, CAP_SETFCAP)
 
 
+cdef int settable(Request *r, const char *name) noexcept nogil:
+    """May that attribute be set and removed at all? 0 or -errno."""
+    if name == NULL:
+        return -EINVAL
+    return -EOPNOTSUPP if refused(r, name) or unchecked(name) else 0  # ENOSYS would end the asking for ACLs too
+
+
+cdef int change(Request *r, int fd, const char *path, const char *name, const char *value, uint32_t size,
+                uint32_t flags) noexcept nogil:
+    """setxattr(2), or without a value removexattr(2); ACLs as who may. 0 or -errno."""
+    cdef int taken = owner_take(r, fd, False, NO_ID) if is_acl(name) else 0
+    cdef int res
+    if taken < 0:
+        return taken
+    res = removexattr(path, name) if value == NULL else setxattr(path, name, value, size, flags)
+    res = -errno if res < 0 else 0
+    rights_drop(r, taken)
+    return res
+
+
 cdef int op_setxattr(Request *r) noexcept nogil:
     cdef fuse_setxattr_in *arg = <fuse_setxattr_in *> r.op_in
     cdef uint32_t at = 0
     cdef const char *name = name_arg(r, &at)
     cdef char path[FD_PATH]
     cdef Inode *i
-    cdef int fd, taken
+    cdef int fd
     cdef statx stx
-    cdef long n
-    if name == NULL or arg.size > r.arg_len - at:
+    cdef int res = settable(r, name)
+    if res < 0:
+        return res
+    if arg.size > r.arg_len - at:
         return -EINVAL
-    if refused(r, name):
-        return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
-    if unchecked(name):
-        return -EOPNOTSUPP
     if not may_give(r, name):
         return -EPERM
     fd = request_pin(r, &i)
@@ -160,22 +177,15 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         return fd
     fd_path(path, fd)
     if server_of(r).config.mapped and is_acl(name):
-        n = map_acl(r, path, name, r.arg + at, arg.size)
-        if n < 0:
-            inode_unpin(i)
-            return <int> n
-    taken = owner_take(r, fd, False, NO_ID) if is_acl(name) else 0
-    n = taken
-    if taken >= 0:
-        n = -errno if setxattr(path, name, r.arg + at, arg.size, arg.flags) < 0 else 0
-    if taken > 0:
-        identity_restore(r)
-    if n == 0 and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
+        res = map_acl(r, path, name, r.arg + at, arg.size)
+    if res == 0:
+        res = change(r, fd, path, name, r.arg + at, arg.size, arg.flags)
+    if res == 0 and arg.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID:
         # For us the source keeps sgid; for the caller, who is not in the file's group, it would not.
         if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and stx.stx_mode & S_ISGID:
             fchmodat(AT_FDCWD, path, stx.stx_mode & 0o7777 & ~S_ISGID, 0)
     inode_unpin(i)
-    return <int> n
+    return res
 
 
 cdef int op_removexattr(Request *r) noexcept nogil:
@@ -183,23 +193,14 @@ cdef int op_removexattr(Request *r) noexcept nogil:
     cdef const char *name = name_arg(r, &at)
     cdef char path[FD_PATH]
     cdef Inode *i
-    cdef int fd, taken
-    cdef long n
-    if name == NULL:
-        return -EINVAL
-    if refused(r, name):
-        return -EOPNOTSUPP  # ENOSYS would end the asking for ACLs too
-    if unchecked(name):
-        return -EOPNOTSUPP
+    cdef int fd
+    cdef int res = settable(r, name)
+    if res < 0:
+        return res
     fd = request_pin(r, &i)
     if fd < 0:
         return fd
     fd_path(path, fd)
-    taken = owner_take(r, fd, False, NO_ID) if is_acl(name) else 0
-    n = taken
-    if taken >= 0:
-        n = -errno if removexattr(path, name) < 0 else 0
-    if taken > 0:
-        identity_restore(r)
+    res = change(r, fd, path, name, NULL, 0, 0)
     inode_unpin(i)
-    return <int> n
+    return res

@@ -1,0 +1,71 @@
+"""Attributes and entries as the kernel takes them: of a statx(2) result of a known inode, with the time that it counts."""
+from libc.stdint cimport uint32_t
+
+from passthru._abi cimport *
+from passthru._idmap cimport id_to_mount
+from passthru._inode cimport *
+from passthru._libc cimport *
+from passthru._mode cimport privileged, told_mode
+from passthru._request cimport *
+
+
+cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:
+    """A fuse_attr of a statx(2) result of a known inode."""
+    cdef Filesystem *f = &server_of(r).inodes.fs[i.fs]
+    a.ino = stx.stx_ino ^ f.salt
+    a.size = stx.stx_size
+    a.blocks = stx.stx_blocks
+    a.atime = stx.stx_atime.tv_sec
+    a.mtime = stx.stx_mtime.tv_sec
+    a.ctime = stx.stx_ctime.tv_sec
+    a.atimensec = stx.stx_atime.tv_nsec
+    a.mtimensec = stx.stx_mtime.tv_nsec
+    a.ctimensec = stx.stx_ctime.tv_nsec
+    a.mode = told_mode(r, i, stx)
+    i.appends = (stx.stx_attributes & STATX_ATTR_APPEND) != 0
+    a.nlink = stx.stx_nlink
+    a.uid = stx.stx_uid
+    a.gid = stx.stx_gid
+    if server_of(r).config.mapped:
+        a.uid = id_to_mount(&server_of(r).uids, a.uid)
+        a.gid = id_to_mount(&server_of(r).gids, a.gid)
+    # The kernel's 32-bit form of a device number, not glibc's.
+    a.rdev = (stx.stx_rdev_minor & 0xff) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~0xffu) << 12)
+    if f.flags & FS_NODEV:
+        a.rdev = 0  # no device has this number
+    a.blksize = stx.stx_blksize
+    a.flags = 0
+
+
+cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
+    """A fuse_attr_out of the request's inode; its size, or -ESTALE."""
+    cdef Config *c = &server_of(r).config
+    cdef fuse_attr_out *out = <fuse_attr_out *> r.out
+    cdef Inode *i = inode_at(&server_of(r).inodes, r.h.nodeid)
+    if i == NULL:
+        return -ESTALE
+    out.attr_valid = 0 if privileged(stx) else c.attr_valid
+    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
+    out.dummy = 0
+    attr_fill(r, i, &out.attr, stx)
+    return sizeof(fuse_attr_out)
+
+
+cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil:
+    """A fuse_entry_out; its size."""
+    cdef Config *c = &server_of(r).config
+    cdef fuse_entry_out *out = <fuse_entry_out *> to
+    cdef Inode *i = inode_at(&server_of(r).inodes, node)
+    out.nodeid = node
+    out.generation = i.generation
+    out.entry_valid = c.entry_valid
+    out.entry_valid_nsec = c.entry_valid_nsec
+    # Of an inode that it knows by another name the kernel keeps the ACL that it has with the attributes that it gets here:
+    # so it is to ask for both.
+    if privileged(stx) or (stx.stx_nlink > 1 and i.nlookup > 1 and i.type == S_IFREG >> 12):
+        out.attr_valid = out.attr_valid_nsec = 0
+    else:
+        out.attr_valid = c.attr_valid
+        out.attr_valid_nsec = c.attr_valid_nsec
+    attr_fill(r, i, &out.attr, stx)
+    return sizeof(fuse_entry_out)
