@@ -9,10 +9,6 @@ from passthru._libc cimport *
 from passthru._request cimport *
 from passthru._wait cimport may_wait
 
-cdef extern from "abi.h" nogil:
-    enum:
-        SEEK_HOLE
-
 
 cdef bint settle(Request *r, Inode *i, uint32_t node, statx *stx) noexcept nogil:
     """settled() of a program with rights of its own: chown(2) changes the owner before it takes suid.
