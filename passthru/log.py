@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from . import _log
+from . import _log, threads
 from .errors import PassthruError, reason
 
 LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}  # priorities of syslog(3)
@@ -107,7 +107,7 @@ class _Syslog:
 _target: _Stderr | _Journal | _Syslog = _Stderr()
 _level = LEVELS["info"]
 _lock = threading.Lock()
-_thread: threading.Thread | None = None
+_thread: _Taker | None = None
 _pipe = -1
 
 
@@ -212,7 +212,7 @@ def start(prepare: Callable[[], object] = lambda: None) -> None:
     os.set_blocking(_pipe, False)
     with contextlib.suppress(OSError):  # an ordinary user may have used up what there is
         fcntl.fcntl(_pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    _thread = threading.Thread(target=_take, args=(read_end, prepare), name="log", daemon=True)
+    _thread = _Taker(read_end, prepare)
     _thread.start()
     _log.use(_pipe)
 
@@ -224,32 +224,44 @@ def stop() -> None:
         return
     _log.use(-1)
     os.set_blocking(_pipe, True)
-    os.write(_pipe, _END)
-    _thread.join(5)
+    threads.end([_thread], time.monotonic() + 5)
     _thread = None  # the pipe stays: a thread may be about to write to it
 
 
-def _take(pipe: int, prepare: Callable[[], object]) -> None:
-    prepare()
-    data = b""
-    while True:
-        data += os.read(pipe, PIPE_SIZE)
-        lines, _, rest = data.rpartition(b"\n")
-        traced: list[str] = []
-        for line in lines.split(b"\n") if lines else []:
-            text = line[1:].decode(errors="backslashreplace")
-            if line[:1] == b"t":
-                traced.append(text)
-                continue
+class _Taker(threads.ServingThread):
+    """Takes messages out of the pipe, and to the target."""
+
+    def __init__(self, pipe: int, prepare: Callable[[], object]):
+        super().__init__("log")
+        self._pipe, self._prepare = pipe, prepare
+
+    def open(self) -> None:
+        self._prepare()
+
+    def wake(self) -> None:
+        os.write(_pipe, _END)
+
+    def serve(self) -> None:
+        data = b""
+        while True:
+            data += os.read(self._pipe, PIPE_SIZE)
+            lines, _, rest = data.rpartition(b"\n")
+            traced: list[str] = []
+            for line in lines.split(b"\n") if lines else []:
+                line = line.lstrip(_END)
+                text = line[1:].decode(errors="backslashreplace")
+                if line[:1] == b"t":
+                    traced.append(text)
+                    continue
+                if traced:
+                    trace("\n".join(traced))
+                    traced = []
+                _send(int(line[:1]), text)
             if traced:
                 trace("\n".join(traced))
-                traced = []
-            _send(int(line[:1]), text)
-        if traced:
-            trace("\n".join(traced))
-        _log.delivered(data.count(b"\n"))
-        if lost := _log.take_lost():
-            _message(LEVELS["warning"], f"{lost} messages lost: they came faster than they could be written")
-        if rest[-1:] == _END:
-            return
-        data = rest
+            _log.delivered(data.count(b"\n"))
+            if lost := _log.take_lost():
+                _message(LEVELS["warning"], f"{lost} messages lost: they came faster than they could be written")
+            if rest[-1:] == _END:
+                return
+            data = rest

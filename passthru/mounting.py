@@ -114,7 +114,6 @@ class KernelMount:
 
     def __init__(self, options: Options, source: str, fuse_fd: int, root_mode: int):
         """root_mode: st_mode of the root. Raises OSError (EPERM, ENOSYS) if this is not allowed or not known here."""
-        self.options = options
         self.sb = _sys.fsopen(b"fuse")
         try:
             strings = {
@@ -142,9 +141,9 @@ class KernelMount:
         """Make the superblock; the kernel sends INIT. May wait for its answer (SYNC_INIT)."""
         _sys.fsconfig_create(self.sb)
 
-    def attach(self, place: Callable[[int, int], object]) -> tuple[int, int]:
+    def attach(self, options: Options, place: Callable[[int, int], object]) -> tuple[int, int]:
         """Have `place` put the mount somewhere, by an fd of it and its mount id. (st_dev, mount id) of the mount."""
-        o = self.options
+        o = options
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
             | MOUNT_ATTR_NOEXEC * o.noexec | MOUNT_ATTR_NOATIME * o.noatime

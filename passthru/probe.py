@@ -25,9 +25,10 @@ from .capabilities import (
 )
 from .errors import MountError, PassthruError, SourceError, TransportError, by_exit_code, reason
 from .options import Options
-from .session import PARAMETER, Session, ring_parameter
+from .session import Session
 from .source import open_source
 from .stdio import quiet
+from .transport import PARAMETER, ring_parameter
 
 FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
@@ -122,7 +123,7 @@ class _Rehearsal(Session):
 
     def _mount(self) -> None:
         if not capable(CAP_SYS_ADMIN):
-            _check_fusermount(self.options, self.target)
+            _check_fusermount(self.options, self._connection.target)
             raise _Rehearsed
         super()._mount()
 
@@ -133,9 +134,10 @@ class _Rehearsal(Session):
         try:
             return self.start()
         except _Rehearsed:
-            if self.kernel_mount is not None:
+            if not self._connection.by_fusermount:
                 return self.summary()
-            return f"{self.options.source} on {self.target}: {self.transport} transport, by fusermount3"
+            how = "ring" if self.transport.ring else "dev"
+            return f"{self.options.source} on {self._connection.target}: {how} transport, by fusermount3"
 
 
 def _check_fusermount(options: Options, target: str) -> None:

@@ -6,10 +6,12 @@ import array
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from . import _server
 from ._confine import NUMBERS
-from .errors import SourceError, reason
+from .errors import SourceError, UsageError, reason
+from .options import Options
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,33 @@ def _ask(fd: int, request: int, kind: str) -> int:
     answer = array.array(kind, [0])
     fcntl.ioctl(fd, request, answer)
     return answer[0]
+
+
+def keeps_size(source: Source, options: Options) -> bool:
+    """Is nothing to be written past the source's end? Raises UsageError for options that do not go with it."""
+    fixed = not options.read_only and (source.device or options.fixed_size)
+    if options.fixed_size and source.directory:
+        raise UsageError("--fixed-size: the source is a directory")
+    if fixed and options.writeback:
+        raise UsageError("--writeback: the kernel would take writes past the end of a source of fixed size")
+    return fixed
+
+
+def options_for(kind: int, options: Options, *, all_callers: bool) -> Options:
+    """The options, with the flags of the source's mount, which ours then has too. Raises SourceError.
+
+    kind: ServerCore.source_is. all_callers: others than the daemon's user see what is shown with root's rights.
+    """
+    o = options
+    if all_callers:
+        if kind & _server.PSEUDO and o.submounts != "all":
+            raise SourceError(
+                f"source {o.source}: not data, but the kernel's own state, which all users would see as root does; "
+                "--submounts all with -o noallow_other serves it to root")
+        if kind & _server.SERVER and not o.trust_modes:
+            raise SourceError(
+                f"source {o.source}: its server decides who may do what, but here mode bits would, with root's "
+                "rights; --trust-modes if they will do")
+    return replace(
+        o, nosuid=o.nosuid or bool(kind & _server.NOSUID), nodev=o.nodev or bool(kind & _server.NODEV),
+        noexec=o.noexec or bool(kind & _server.NOEXEC))

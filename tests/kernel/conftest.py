@@ -14,7 +14,7 @@ import pytest
 from _daemon import KERNEL, RING_OPTIONS, Daemon, detach, mounts_below
 
 from passthru import _server
-from passthru.session import PARAMETER, ring_parameter
+from passthru.transport import PARAMETER, ring_parameter
 
 SERVED: Counter[str] = Counter()
 DAEMONS = pytest.StashKey[list[Daemon]]()

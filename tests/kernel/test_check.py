@@ -10,7 +10,7 @@ from _users import NOBODY
 from test_unprivileged import python_for_all
 
 from passthru import status_page
-from passthru.session import PARAMETER, ring_parameter
+from passthru.transport import PARAMETER, ring_parameter
 
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 

@@ -24,7 +24,7 @@ from _daemon import Daemon, asked, detach, forgets_by_ring, mounted, run, until
 from test_transport_choice import parameter
 
 from passthru import stats
-from passthru.session import PARAMETER, ring_parameter
+from passthru.transport import PARAMETER, ring_parameter
 
 FIO = pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
 RW_ONLY = Path(PARAMETER).parent / "uring_zc_rw_only"

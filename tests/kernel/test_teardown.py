@@ -20,7 +20,7 @@ from _daemon import Daemon, detach, mounted, until, user_mode_linux
 from test_dialects import FIO, MIB, PATTERN, drop_caches, opened, pinned_buffers, read_at, start_line
 
 from passthru.capabilities import CAP_SYS_RESOURCE, capable
-from passthru.session import ring_parameter
+from passthru.transport import ring_parameter
 
 
 @pytest.fixture

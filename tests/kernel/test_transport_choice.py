@@ -7,7 +7,7 @@ import pytest
 from _daemon import Daemon, mounted, run
 
 from passthru import stats
-from passthru.session import PARAMETER, ring_parameter
+from passthru.transport import PARAMETER, ring_parameter
 
 
 @pytest.fixture(autouse=True)

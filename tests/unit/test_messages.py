@@ -13,7 +13,7 @@ DOC = ROOT / "docs" / "troubleshooting.md"
 KINDS = {name for name, c in vars(errors).items() if isinstance(c, type)} | {
     "LookupError", "PermissionError", "RuntimeError", "TimeoutError", "ValueError"}
 # Calls whose argument is shown, and what comes before it.
-SAYS = {"log": "", "warn": "", "warning": "", "info": "", "error": "", "event": "", "_no_ring": "no ring transport: "}
+SAYS = {"log": "", "warn": "", "warning": "", "info": "", "error": "", "event": "", "no_ring": "no ring transport: "}
 ANY = "\0"  # what differs
 
 pytestmark = pytest.mark.skipif(not DOC.exists(), reason="no documents here: a tree for debug builds")
