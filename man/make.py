@@ -237,11 +237,12 @@ and attributes that it keeps, stay as they are.
 
 TAIL = r""".SH FILES
 .TP
-.I /run/passthru/PID
-The status pages of root's daemons, which
+.I /run/passthru/MAJOR:MINOR
+The status pages of root's mounts, each named after the device of its mount as
+in /proc/self/mountinfo, which
 .BR "passthru status" " and " "passthru top"
 read, and beside each the socket
-.I PID.sock
+.I MAJOR:MINOR.sock
 of
 .BR "passthru set" .
 Only root and the owner can use them; others' are in

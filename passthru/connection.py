@@ -87,8 +87,9 @@ class Connection:
             here = mounting.mounted_at(self.target)
             if here is not None:
                 self.mount_id, self.dev = here.mount_id, here.dev
+                page = self._publish(here.dev)
                 if self.keeper is not None:
-                    self.keeper.mounted(self.mount_id)
+                    self.keeper.mounted(self.dev, self.mount_id, page)
             self._answer(options, agree)
         elif _sys.sync_init(self.fuse_fd):
             self._create_answering(self._superblock, lambda: self._answer(options, agree))
@@ -157,11 +158,21 @@ class Connection:
             self._superblock.close()
         os.close(self.target_fd)
 
-    def _place(self, mount_fd: int, mount_id: int) -> None:
+    def _place(self, mount_fd: int, dev: int) -> None:
+        page = self._publish(dev)
         if self.keeper is not None:
-            self.keeper.attach(mount_fd, mount_id)
+            self.keeper.attach(mount_fd, page)
         else:
             _sys.move_mount(mount_fd, self.target_fd)
+
+    def _publish(self, dev: int) -> tuple[int, int]:
+        """Name the page after the mount, whose st_dev is `dev`. Page.identity. Raises PassthruError."""
+        assert self.page is not None
+        try:
+            self.page.publish(dev)
+        except OSError as e:
+            raise PassthruError(f"status page in {directory()}: {reason(e)}") from None
+        return self.page.identity
 
     # ------------------------------------------------------------- in use
 
@@ -245,13 +256,13 @@ class Connection:
 
     def hide(self) -> None:
         """From now on nobody finds this daemon: status page and socket go. May be called again."""
-        # With a keeper they are its to remove: here these paths may lead into the source.
         if self.control is not None:
-            self.control.close(remove=self.keeper is None)
+            self.control.close()
+        # With a keeper they are its to remove: here these paths may lead into the source.
+        if self.page is not None and (self.keeper is None or self.page.path is None):
+            self.page.remove()
         if self.keeper is not None:
             self.keeper.dismiss()
-        elif self.page is not None:
-            self.page.remove()
 
     def undo(self) -> None:
         """Of a start that failed: unmount, if it is mounted."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import PassthruError, by_exit_code, reason
+from .status_page import socket_path
 
 if TYPE_CHECKING:  # numpy takes its time
     from .stats import Snapshot
@@ -28,11 +29,6 @@ MOST_CLIENTS = 16
 PATIENCE = 10.0  # seconds; a daemon answers at once, unless it is stopped or is just unmounting
 
 Change = Callable[[list[str], int], dict[str, Any]]
-
-
-def socket_path(page: Path) -> Path:
-    """The socket that belongs to a status page."""
-    return page.with_name(f"{page.name}.sock")
 
 
 def _short(directory: int, name: str) -> str:
@@ -129,14 +125,12 @@ class Control:
         self._poll.unregister(client)
         client.close()
 
-    def close(self, *, remove: bool = True) -> None:
-        """Listen no more. remove: the socket's file goes."""
+    def close(self) -> None:
+        """Listen no more. The socket's file goes with the page (status_page.remove())."""
         for fd in list(self._clients):
             self._drop(fd)
         self._poll.close()
         self._socket.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
 
 
 def change(page: Snapshot, words: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The daemon's keeper: a process beside it that stays where the mount is, when the daemon confines itself (sandbox.py).
 
-It attaches and unmounts, connects to the log daemon, and removes the daemon's files at its end: this mount, these
+It attaches and unmounts, connects to the log daemon, and removes status page and socket at the end: this mount, these
 sockets and these files, whatever the daemon may have come to. With -o auto_unmount it unmounts as well when the daemon
 has gone without doing so, even by SIGKILL.
 
@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import _confine, _sys, log, mounting
+from . import _confine, _sys, log, mounting, status_page
 from .capabilities import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN
 from .stdio import quiet
 
@@ -31,10 +31,10 @@ PATHS = {"journal": log.JOURNAL, "syslog": log.SYSLOG}
 class Keeper:
     """The keeper as its daemon sees it. To be made before any thread is.
 
-    target: where the mount is to be, target_fd: what is there now. files: what to remove at the end.
+    target: where the mount is to be, target_fd: what is there now. pages: the directory of status pages.
     """
 
-    def __init__(self, target: str, target_fd: int, files: list[Path], *, auto_unmount: bool):
+    def __init__(self, target: str, target_fd: int, pages: Path, *, auto_unmount: bool):
         """Raises OSError."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class Keeper:
         if self._pid == 0:
             with contextlib.suppress(BaseException):
                 self._socket.close()
-                _Server(theirs, target, target_fd, files, auto_unmount).serve()
+                _Server(theirs, target, target_fd, pages, auto_unmount).serve()
             os._exit(0)
         theirs.close()
         self._socket.settimeout(PATIENCE)
@@ -66,13 +66,13 @@ class Keeper:
             raise OSError(*error)
         return result, got[0] if got else -1
 
-    def attach(self, mount_fd: int, mount_id: int) -> None:
-        """Put a detached mount at its place."""
-        self._ask("attach", mount_id, fds=(mount_fd,))
+    def attach(self, mount_fd: int, page: tuple[int, int]) -> None:
+        """Put a detached mount at its place. page: Page.identity."""
+        self._ask("attach", page, fds=(mount_fd,))
 
-    def mounted(self, mount_id: int) -> None:
-        """It is there already, by fusermount3."""
-        self._ask("mounted", mount_id)
+    def mounted(self, dev: int, mount_id: int, page: tuple[int, int]) -> None:
+        """It is there already, by fusermount3. dev: its st_dev; page: Page.identity."""
+        self._ask("mounted", dev, mount_id, page)
 
     def unmount(self, *, lazy: bool = True) -> str:
         """As mounting.unmount()."""
@@ -99,7 +99,7 @@ class Keeper:
 class _Server:
     """The keeper's own side."""
 
-    def __init__(self, to_daemon: socket.socket, target: str, target_fd: int, files: list[Path], auto_unmount: bool):
+    def __init__(self, to_daemon: socket.socket, target: str, target_fd: int, pages: Path, auto_unmount: bool):
         os.setsid()  # signals to the daemon's group and terminal are not for us
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -113,8 +113,9 @@ class _Server:
         os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, 3)
         self._place = 4
-        self._target, self._files, self._auto = target, files, auto_unmount
-        self._mount_id = -1
+        self._target, self._pages, self._auto = target, pages, auto_unmount
+        self._dev, self._mount_id = 0, -1
+        self._page = (0, 0)
         self._root = os.geteuid() == 0
         self._go = True
         with contextlib.suppress(OSError):
@@ -151,15 +152,19 @@ class _Server:
             if fd >= 0:
                 os.close(fd)
 
-    def _attach_asked(self, mount_id: int, mount_fd: int) -> tuple[None, int]:
-        _sys.move_mount(mount_fd, self._place)
-        return self._mounted_asked(mount_id)
+    def _attach_asked(self, page: list[int], mount_fd: int) -> tuple[None, int]:
+        place = self._place
+        told = self._mounted_asked(*_sys.mount_identity(mount_fd), page)
+        if place >= 0:
+            _sys.move_mount(mount_fd, place)
+            os.close(place)
+        return told
 
-    def _mounted_asked(self, mount_id: int) -> tuple[None, int]:
+    def _mounted_asked(self, dev: int, mount_id: int, page: list[int]) -> tuple[None, int]:
         """Which mount it is, said once."""
         if self._place >= 0:
-            self._mount_id = int(mount_id)
-            os.close(self._place)
+            self._dev, self._mount_id = int(dev), int(mount_id)
+            self._page = int(page[0]), int(page[1])
             self._place = -1
         return None, -1
 
@@ -173,7 +178,7 @@ class _Server:
             return None, os.dup(s.fileno())
 
     def _dismiss_asked(self) -> tuple[None, int]:
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        if self._dev:
+            status_page.remove(self._pages / status_page.name_of(self._dev), self._page)
         self._go = False
         return None, -1

@@ -127,7 +127,8 @@ def refresh(page: Snapshot) -> Snapshot | None:
         new = stats.read(page.path, page.owner)
     except (OSError, ValueError):
         return None
-    return new if new.header["start_ticks"] == page.header["start_ticks"] and new.alive() else None
+    same = (new.pid, new.header["start_ticks"]) == (page.pid, page.header["start_ticks"])
+    return new if same and new.alive() else None
 
 
 # ------------------------------------------------------------------ figures

@@ -142,7 +142,7 @@ class KernelMount:
         _sys.fsconfig_create(self.sb)
 
     def attach(self, options: Options, place: Callable[[int, int], object]) -> tuple[int, int]:
-        """Have `place` put the mount somewhere, by an fd of it and its mount id. (st_dev, mount id) of the mount."""
+        """Have `place` put the mount somewhere, by an fd of it and its st_dev. (st_dev, mount id) of the mount."""
         o = options
         attributes = (
             MOUNT_ATTR_RDONLY * o.read_only | MOUNT_ATTR_NOSUID * o.nosuid | MOUNT_ATTR_NODEV * o.nodev
@@ -152,7 +152,7 @@ class KernelMount:
         fd = _sys.fsmount(self.sb, attributes)
         try:
             identity = _sys.mount_identity(fd)
-            place(fd, identity[1])
+            place(fd, identity[0])
         finally:
             os.close(fd)  # it would keep the mount busy
         return identity

@@ -18,7 +18,6 @@ from typing import Any
 from . import _confine, _server, init, log, mounting, report, resources, status_page
 from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
 from .connection import Agreement, Connection
-from .control import socket_path
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, UsageError, reason
 from .keeper import Keeper
@@ -93,9 +92,8 @@ class Session:
         if self.connection.by_fusermount:
             self.sandbox.limit(SECCOMP, "the mount is fusermount3's")
         if o.auto_unmount or self.sandbox.level != NONE:  # before there are threads
-            page = status_page.directory() / str(os.getpid())
             self.connection.keeper = Keeper(
-                target, target_fd, [page, socket_path(page)], auto_unmount=o.auto_unmount)
+                target, target_fd, status_page.directory(), auto_unmount=o.auto_unmount)
         self.source_fd = self.sandbox.source(self.source)
 
     def _prepare(self) -> None:

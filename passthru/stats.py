@@ -25,13 +25,14 @@ from .status_page import (
     DIALECTS,
     HEADER,
     HEADER_FIELDS,
+    NAME,
     OPCODES,
     READING,
     TRANSPORTS,
     directories,
+    in_use,
     process_owner,
     read_header,
-    runs,
     start_ticks,
 )
 
@@ -231,7 +232,7 @@ def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:
             return
         with os.scandir(directory_fd) as entries:
             names = [e.name for e in itertools.islice(entries, MOST_PAGES)]
-        for name in sorted((n for n in names if n.isascii() and n.isdigit()), key=int):
+        for name in sorted(filter(NAME.fullmatch, names)):
             try:
                 fd = os.open(name, READING, dir_fd=directory_fd)
             except OSError:
@@ -239,7 +240,7 @@ def _pages(where: Path, owner: int) -> Iterator[Snapshot | ValueError]:
             try:
                 yield _read(fd, where / name, owner)
             except ValueError as e:
-                if runs(int(name)):
+                if in_use(fd):
                     yield e
             finally:
                 os.close(fd)

@@ -1,4 +1,9 @@
-"""A daemon's status page: its layout (that of _stats.pxd), and what the daemon itself does with it.
+"""A daemon's status page: its layout (that of _stats.pxd), its place, and what the daemon itself does with it.
+
+A page has the name of its mount's device, MAJOR:MINOR as in /proc/self/mountinfo: no other mount has that number while
+the connection lives, whichever process serves it. When the mount has gone another one may get it. So who names or
+removes a page holds the directory's lock, and looks whose the name is. A page in use is locked itself: the lock ends
+with the last process that has the page mapped.
 
 Without numpy, which a daemon has no other use for, and which would take a third of its memory and of the time that a
 mount takes.
@@ -8,12 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import mmap
 import os
-import stat
+import re
+import secrets
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +36,8 @@ KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
 SETTINGS = 6144  # room for the settings in the header
 BUCKETS = 224
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # what is a page, or may be anything
+NAME = re.compile(r"[0-9]+:[0-9]+")
+UNNAMED = re.compile(r"\.[0-9a-f]{16}")  # of a mount that is just being made
 
 # Fields of the header and of a thread's block, without gaps: (name, numpy's code of the type, how many).
 HEADER_FIELDS = (
@@ -91,6 +101,50 @@ def directories(*, everybody: bool = False) -> list[tuple[Path, int]]:
     return list(found.items())
 
 
+def name_of(dev: int) -> str:
+    """The name of the page of the mount with this st_dev."""
+    return f"{os.major(dev)}:{os.minor(dev)}"
+
+
+def socket_path(page: Path) -> Path:
+    """The control socket that belongs to a page, and goes with it."""
+    return page.with_name(f"{page.name}.sock")
+
+
+@contextlib.contextmanager
+def _locked(where: Path) -> Iterator[int]:
+    """An fd of the directory, which nobody else changes meanwhile. PermissionError: others can write to it."""
+    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        st = os.fstat(fd)  # in /tmp it may be anybody's
+        if st.st_uid != os.geteuid() or st.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, f"{where} can be written by others")
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def in_use(fd: int) -> bool:
+    """Has a process this page mapped as its own?"""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def remove(page: Path, identity: tuple[int, int]) -> None:
+    """Remove a page and its socket, unless the name is another page's by now. identity: (st_dev, st_ino)."""
+    with contextlib.suppress(OSError), _locked(page.parent) as where:
+        st = os.stat(page.name, dir_fd=where, follow_symlinks=False)
+        if (st.st_dev, st.st_ino) == identity:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(socket_path(page).name, dir_fd=where)
+            os.unlink(page.name, dir_fd=where)
+
+
 def start_ticks(pid: int) -> int:
     """When a process was started, in clock ticks after boot (proc(5)). OSError: there is none, or it has ended."""
     with open(f"/proc/{pid}/stat", "rb") as f:
@@ -104,14 +158,6 @@ def process_owner(pid: int) -> int:
     """Whose process it is (proc_pid_status(5)); the files in /proc/PID are root's, of one that nobody may look into."""
     with open(f"/proc/{pid}/status", "rb") as f:
         return int(next(line for line in f if line.startswith(b"Uid:")).split()[1])
-
-
-def runs(pid: int) -> bool:
-    """Is there a process of this number that has not ended?"""
-    try:
-        return bool(start_ticks(pid))
-    except (OSError, IndexError, ValueError):
-        return False
 
 
 def field(page: bytes | mmap.mmap, name: str) -> Any:
@@ -131,23 +177,25 @@ def read_header(fd: int, path: Path) -> bytes:
 
 
 class Page:
-    """A daemon's own page: created for the owner's eyes, removed at the end.
+    """A daemon's own page: for the owner's eyes, found by others from publish() on, removed at the end.
 
     Of the file only what is in use has blocks, and these are there before it is written to: a store into a hole
     of a full filesystem would be SIGBUS. fd: for reserving more; -1: there is no file, since there is no room for one.
+    path: None before publish(), and if there is no file. identity: (st_dev, st_ino) of the file.
     """
 
     def __init__(self, size: int):
-        """Raises OSError."""
+        """A new page of so many bytes. Raises OSError."""
         self.path: Path | None = None
         self.fd = -1
+        self.identity = (0, 0)
+        self._unnamed: Path | None = None
         try:
             self._create(size)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self.remove()
-            self.path = None
             self.memory = mmap.mmap(-1, size)
             log.warning(f"status page in {directory()}: {e.strerror}: this mount will not be listed")
         self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
@@ -155,34 +203,52 @@ class Page:
     def _create(self, size: int) -> None:
         where = directory()
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        st = where.lstat()  # in /tmp it may be anybody's, or a link
-        if st.st_uid != os.geteuid() or not stat.S_ISDIR(st.st_mode) or st.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, f"{where} can be written by others")
-        self._clean(where)
-        self.path = where / str(os.getpid())
-        self.path.unlink(missing_ok=True)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with _locked(where) as place:
+            self._clean(place)
+            self._unnamed = where / f".{secrets.token_hex(8)}"
+            self.fd = os.open(
+                self._unnamed.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=place)
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+        st = os.fstat(self.fd)
+        self.identity = st.st_dev, st.st_ino
         os.ftruncate(self.fd, size)
         os.posix_fallocate(self.fd, 0, HEADER)
         self.memory = mmap.mmap(self.fd, size)
 
     @staticmethod
-    def _clean(where: Path) -> None:
+    def _clean(where: int) -> None:
         """Remove what was left by daemons that were killed, but not while their dead mounts are there."""
         there = {(m.dev, m.mount_id) for m in mounts()}
-        for left in where.iterdir():
-            number = left.name.removesuffix(".sock")
-            if not number.isdigit() or runs(int(number)):
+        for name in sorted(os.listdir(where)):  # a page before its socket
+            page = name.removesuffix(".sock")
+            if NAME.fullmatch(page) is None and UNNAMED.fullmatch(name) is None:
                 continue
             with contextlib.suppress(OSError, ValueError):
-                fd = os.open(where / number, READING)
+                fd = os.open(page, READING, dir_fd=where)
                 try:
-                    header = read_header(fd, where / number)
+                    if in_use(fd):
+                        continue
+                    header = read_header(fd, Path(page))
+                    if (field(header, "fuse_dev"), field(header, "mount_id")) in there:
+                        continue
                 finally:
                     os.close(fd)
-                if (field(header, "fuse_dev"), field(header, "mount_id")) in there:
-                    continue
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=where)
+
+    def publish(self, dev: int) -> None:
+        """Give it the name of its mount, whose st_dev is `dev`. Who had that name has no mount any more.
+
+        Raises OSError.
+        """
+        if self._unnamed is None:
+            return
+        path = self._unnamed.with_name(name_of(dev))
+        with _locked(path.parent) as where:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(socket_path(path).name, dir_fd=where)
+            os.rename(self._unnamed.name, path.name, src_dir_fd=where, dst_dir_fd=where)
+        self.path, self._unnamed = path, None
 
     def describe(self, **fields: int | bytes) -> None:
         """Write fields of the header."""
@@ -204,9 +270,11 @@ class Page:
         self.describe(settings_seq=(changing + 1) & 0xFFFFFFFF)
 
     def remove(self) -> None:
-        """Take the page out of sight; the memory stays as long as it is used."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Take page and socket out of sight; the memory stays as long as it is used."""
+        name = self.path or self._unnamed
+        if name is not None:
+            remove(name, self.identity)
+        self._unnamed = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,6 +1,7 @@
 """Runs the daemon for a test, and looks at what it leaves behind."""
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -89,6 +90,24 @@ def is_keeper(pid: int) -> bool:
         return Path(f"/proc/{pid}/comm").read_text() == "passthru-keeper\n"
     except OSError:
         return False
+
+
+def left_pages(pid: int) -> list[Path]:
+    """The status pages of a process, dead or alive."""
+    found = []
+    for path in status_page.directory().glob("*:*"):
+        if not path.name.endswith(".sock"):
+            with contextlib.suppress(FileNotFoundError):
+                if status_page.field(path.read_bytes()[:status_page.HEADER], "pid") == pid:
+                    found.append(path)
+    return found
+
+
+def forget_pages(pid: int) -> None:
+    """What a killed daemon has left; another one's start clears it too."""
+    for page in left_pages(pid):
+        page.unlink(missing_ok=True)
+        status_page.socket_path(page).unlink(missing_ok=True)
 
 
 def mounts_below(path: Path) -> list[str]:
@@ -284,10 +303,10 @@ class Daemon:
         if self.process.returncode != self.expected_code:
             problems.append(f"exit code {self.process.returncode} instead of {self.expected_code}")
         problems += self.strange_lines()
-        page = status_page.directory() / str(self.pid)
+        left = left_pages(self.pid)
         if self.process.returncode == -signal.SIGKILL:
-            page.unlink(missing_ok=True)
-        elif page.exists():
+            forget_pages(self.pid)
+        elif left:
             problems.append("status page left")
         return problems
 

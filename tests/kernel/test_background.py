@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from _daemon import detach, mounted, run, until
+from _daemon import detach, left_pages, mounted, run, until
 
-from passthru import stats, status_page
+from passthru import stats
 
 
 class Background:
@@ -59,7 +59,7 @@ def test_usable_at_once(daemon, transport):
     assert stats.of(daemon.mnt).total(f"{transport}_requests") > 0
     subprocess.run(["umount", daemon.mnt], check=True)
     daemon.wait()
-    assert not (status_page.directory() / str(daemon.pid)).exists()
+    assert not left_pages(daemon.pid)
 
 
 def test_signal(daemon):

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from _daemon import Daemon, mounted, run, until
+from _daemon import Daemon, forget_pages, mounted, run, until
 from _users import NOBODY, as_user
 
-from passthru import monitor, status_page
+from passthru import _sys, control, monitor, status_page
 from passthru.errors import MountpointError
 
 
@@ -131,7 +131,7 @@ def test_daemon_that_was_killed(mount, place: Path):
     assert done.returncode == 1 and "ended without unmounting" in done.stderr and done.stderr.count("\n") == 1
     subprocess.run(["umount", "-l", dead.mnt], check=True)
     assert str(dead.mnt) not in {m["mountpoint"] for m in shown("list")}
-    (status_page.directory() / str(dead.pid)).unlink()
+    forget_pages(dead.pid)
 
 
 def test_detached(fs: Daemon):
@@ -185,3 +185,37 @@ def problem(mnt: Path) -> str:
 def test_bad_input(command, code, text):
     done = run(*command)
     assert (done.returncode, done.stdout) == (code, "") and text in done.stderr and done.stderr.count("\n") == 1
+
+
+def free_number(dev: int) -> list[int]:
+    """Make it the one that the kernel gives next: fds of filesystems that have all lower ones."""
+    held = []
+    for _ in range(1000):
+        context = _sys.fsopen(b"tmpfs")
+        _sys.fsconfig_create(context)
+        fd = _sys.fsmount(context, 0)
+        os.close(context)
+        if _sys.mount_identity(fd)[0] == dev:
+            os.close(fd)
+            break
+        held.append(fd)
+    return held
+
+
+@pytest.mark.parametrize("sandbox", ["none", "auto"])
+def test_page_of_another_mount_with_the_same_number(mount, sandbox):
+    """A number is free when its mount has gone; the daemon of the old mount takes its time to end."""
+    old = mount("--sandbox", sandbox)
+    page, dev = old.stats().path, os.stat(old.mnt).st_dev
+    old.signal(signal.SIGSTOP)
+    _sys.umount(os.fsencode(old.mnt), 0)  # umount(8) would ask it
+    held = free_number(dev)
+    new = mount("--sandbox", "none")  # which makes no other filesystem first
+    for fd in held:
+        os.close(fd)
+    old.signal(signal.SIGCONT)
+    assert old.wait() == 0
+    if new.stats().path != page:
+        pytest.skip("the number went to somebody else")
+    assert control.change(new.stats(), ["spin_us=3"])["spin_us"] == 3
+    new.expected_lines.append("spin_us is 3 now")

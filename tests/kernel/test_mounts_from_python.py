@@ -9,10 +9,9 @@ import threading
 
 import psutil
 import pytest
-from _daemon import ROOT, detach, mounted, until
+from _daemon import ROOT, detach, forget_pages, left_pages, mounted, until
 
 import passthru
-from passthru import status_page
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def gone(pid: int) -> bool:
             state = f.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         state = "Z"
-    return state == "Z" and not (status_page.directory() / str(pid)).exists()
+    return state == "Z" and not left_pages(pid)
 
 
 def test_context(ends, transport):
@@ -123,7 +122,7 @@ def test_killed(ends, force):
     with pytest.raises(passthru.PassthruError, match="SIGKILL"):
         m.unmount(force=force)
     assert not mounted(ends[1])
-    (status_page.directory() / str(m.pid)).unlink()
+    forget_pages(m.pid)
 
 
 def test_two_at_once(ends):

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from _daemon import environment, is_keeper, mounted, until
+from _daemon import environment, is_keeper, left_pages, mounted, until
 
 from passthru import _confine, capabilities, monitor, sandbox
 
@@ -420,8 +420,7 @@ def test_violation(attacked, name, arguments):
     assert daemon.process.wait(20) == -signal.SIGSYS
     assert f"({name}) is not among those of this daemon" in daemon.said()
     until(lambda: not mounted(daemon.mnt), "unmounted")
-    (Path("/run/passthru") / str(daemon.process.pid)).unlink(missing_ok=True)
-    (Path("/run/passthru") / f"{daemon.process.pid}.sock").unlink(missing_ok=True)
+    until(lambda: not left_pages(daemon.process.pid), "its page has gone")
 
 
 def test_violation_by_a_serving_thread(attacked):

@@ -53,10 +53,10 @@ class Daemon:
 def daemon(tmp_path):
     where = tmp_path / ("long" * 30)  # no socket address is that long
     where.mkdir(mode=0o700)
-    d = Daemon(where / "123")
+    d = Daemon(where / "0:77")
     yield d
     d.close()
-    assert list(where.iterdir()) == []
+    assert list(where.iterdir()) == [d.control.path]  # it goes with the page
 
 
 def test_change(daemon):
@@ -112,14 +112,17 @@ def test_another_process_listens(daemon):
 
 def test_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "PATIENCE", 0.1)
-    page = SimpleNamespace(path=tmp_path / "123", pid=os.getpid(), owner=os.geteuid())
+    page = SimpleNamespace(path=tmp_path / "0:77", pid=os.getpid(), owner=os.geteuid())
     c = control.Control(page.path, lambda words, uid: {})
     with pytest.raises(PassthruError, match="does not answer"):
         control.change(page, [])
     c.close()
+    with pytest.raises(PassthruError, match="Connection refused"):
+        control.change(page, [])
+    c.path.unlink()
     with pytest.raises(PassthruError, match="No such file"):
         control.change(page, [])
-    page.path.with_name("123.sock").write_text("")
+    c.path.write_text("")
     with pytest.raises(PassthruError, match="not the socket"):
         control.change(page, [])
 

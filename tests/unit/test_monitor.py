@@ -1,4 +1,5 @@
 """Looking at mounts from outside, without any: whose pages are believed, and the forms of output."""
+import fcntl
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def states():
 
 
 def test_live(place, table):
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     assert states() == [("/mnt", monitor.MOUNTED)]
     assert monitor.find("/mnt").page.pid == os.getpid()
     with pytest.raises(MountpointError):
@@ -76,7 +77,7 @@ def test_live(place, table):
 @pytest.mark.parametrize("change", [{"start_ticks": 1}, {"pid": (1 << 22) + 7}])
 def test_daemon_has_gone(place, table, change):
     """Its mount is still there, or not."""
-    page(place / str(os.getpid()), **change)
+    page(place / "0:77", **change)
     assert states() == [("/mnt", monitor.DEAD)]
     with pytest.raises(PassthruError, match="has ended without unmounting"):
         monitor.status(monitor.find("/mnt"))
@@ -86,14 +87,14 @@ def test_daemon_has_gone(place, table, change):
 
 def test_detached_and_starting(place, table):
     table.clear()
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     assert states() == [("/mnt", monitor.DETACHED)]
-    page(place / str(os.getpid()), transport=0)
+    page(place / "0:77", transport=0)
     assert states() == []
 
 
 def test_moved_and_bound(place, table):
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     table[:] = [MountInfo(5, os.makedev(0, 77), "/moved", "fuse.passthru", "/src", os.geteuid()),
                 MountInfo(6, os.makedev(0, 77), "/bound", "fuse.passthru", "/src", os.geteuid())]
     assert states() == [("/moved", monitor.MOUNTED)]
@@ -109,14 +110,14 @@ def test_mount_without_a_page(place, table):
 def test_mount_of_somebody_else(place, table):
     """A page that claims another user's mount is not believed."""
     table[:] = [MountInfo(5, os.makedev(0, 77), "/mnt", "fuse.passthru", "/src", os.geteuid() + 1)]
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     assert ("/mnt", monitor.MOUNTED) not in states()
 
 
 def test_pages_that_are_not_believed(place, table, tmp_path):
     """Links, FIFOs, hard links, files of the wrong size, directories others can write to."""
     real = page(tmp_path / "elsewhere")
-    name = place / str(os.getpid())
+    name = place / "0:77"
     name.symlink_to(real)
     assert stats.pages()[0] == []
     name.unlink()
@@ -131,7 +132,10 @@ def test_pages_that_are_not_believed(place, table, tmp_path):
         assert stats.pages()[0] == []
     page(name)
     os.truncate(name, SIZE - 1)
-    assert stats.pages()[0] == [] and "wrong size" in stats.pages()[1][0]
+    assert stats.pages() == ([], [])  # a leftover
+    with open(name) as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert stats.pages()[0] == [] and "wrong size" in stats.pages()[1][0]
     page(name)
     assert len(stats.pages()[0]) == 1
     place.chmod(0o770)
@@ -150,12 +154,14 @@ def test_planted_directories(tmp_path, monkeypatch):
     """Root looks into others' directories only if they are theirs, and are no links."""
     where = tmp_path / "passthru-1234"
     where.mkdir(mode=0o700)
-    page(where / "1")
+    page(where / "0:77")
     monkeypatch.setattr(stats, "directories", lambda everybody=False: [(where, 1234)])
     assert stats.pages() == ([], [])
     os.chown(where, 1234, 1234)
-    assert stats.pages()[0] == [] and len(stats.pages()[1]) == 1  # the file is root's
-    os.chown(where / "1", 1234, 1234)
+    with open(where / "0:77") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert stats.pages()[0] == [] and len(stats.pages()[1]) == 1  # the file is root's
+    os.chown(where / "0:77", 1234, 1234)
     assert len(stats.pages()[0]) == 1
     assert not stats.pages()[0][0].alive()  # the process is not theirs
     where.rename(tmp_path / "real")
@@ -164,7 +170,7 @@ def test_planted_directories(tmp_path, monkeypatch):
 
 
 def test_list(place, table, capsys):
-    page(place / str(os.getpid()), mountpoint=b"/mnt", source=b"/a\x1b[31m")
+    page(place / "0:77", mountpoint=b"/mnt", source=b"/a\x1b[31m")
     assert list_command.main(["list"]) == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said and "/mnt" in said and "ring, per-entry dialect, kernel passthrough" in said
@@ -174,7 +180,7 @@ def test_list(place, table, capsys):
 
 
 def test_status(place, table, capsys):
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     assert status_command.main(["status", "/mnt", "--json"]) == 0
     s = json.loads(capsys.readouterr().out)
     assert s["in_flight"] == 1 and s["operations"]["READ"]["count"] == 2 and s["operations"]["WRITE"]["errors"] == 1
@@ -186,7 +192,7 @@ def test_status(place, table, capsys):
 
 
 def test_stats_text_and_json(place, table, capsys):
-    page(place / str(os.getpid()))
+    page(place / "0:77")
     assert stats_command.main(["stats", "/mnt"]) == 0
     lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["READ.count"] == "2" and lines["ring_requests"] == "12" and float(lines["READ.seconds"]) > 3e-3
@@ -204,7 +210,7 @@ SAMPLE = re.compile(r'^([a-zA-Z_:][\w:]*)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",
 
 def test_prometheus(place, table, capsys):
     """The text is as the format wants it: each metric in one group, histograms that grow, labels escaped."""
-    page(place / str(os.getpid()), source=b'/a"b\\c\nd\xff')
+    page(place / "0:77", source=b'/a"b\\c\nd\xff')
     assert stats_command.main(["stats", "--prometheus"]) == 0
     kinds, group, buckets, samples = {}, "", {}, {}
     for line in capsys.readouterr().out.splitlines():
@@ -243,7 +249,7 @@ def test_no_mounts(place, monkeypatch, capsys):
 
 def test_plot(place, table, tmp_path, capsys):
     """A picture that is well-formed, with the operations in it; written as a whole or not at all."""
-    page(place / str(os.getpid()), source=b"/<&>\x01")
+    page(place / "0:77", source=b"/<&>\x01")
     out = tmp_path / "out.svg"
     assert stats_command.main(["stats", "/mnt", "--plot", str(out)]) == 0
     root = ET.fromstring(out.read_text())

@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,9 +107,9 @@ def test_short_page(tmp_path):
 def test_live(tmp_path, monkeypatch):
     """Pages of processes that are, by mountpoint; those of dead ones are not shown."""
     monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
-    make_page(tmp_path / str(os.getpid()), mountpoint=b"/m")
-    make_page(tmp_path / str((1 << 22) + 5), pid=(1 << 22) + 5, mountpoint=b"/dead")  # beyond any pid
-    make_page(tmp_path / "1", start_ticks=5, mountpoint=b"/again")  # another process has its pid now
+    make_page(tmp_path / "0:41", mountpoint=b"/m")
+    make_page(tmp_path / "0:42", pid=(1 << 22) + 5, mountpoint=b"/dead")  # beyond any pid
+    make_page(tmp_path / "0:43", start_ticks=5, mountpoint=b"/again")  # another process has its pid now
     make_page(tmp_path / "junk")
     assert len(stats.live()) == 1
     assert bytes(stats.of("/m").header["mountpoint"]) == b"/m"
@@ -119,6 +120,10 @@ def test_live(tmp_path, monkeypatch):
 def test_own_page(tmp_path, monkeypatch):
     monkeypatch.setattr(status_page, "directory", lambda: tmp_path / "a" / "b")
     page = status_page.Page(_server.stats_size(1))
+    (unnamed,) = (tmp_path / "a" / "b").iterdir()
+    assert page.path is None and status_page.NAME.fullmatch(unnamed.name) is None
+    page.publish(os.makedev(0, 77))
+    assert page.path == tmp_path / "a" / "b" / "0:77" and not unnamed.exists()
     assert page.path.stat().st_mode & 0o777 == 0o600
     assert page.path.parent.stat().st_mode & 0o777 == 0o700
     page.describe(source=b"/a", queues=3)
@@ -132,10 +137,48 @@ def test_own_page(tmp_path, monkeypatch):
         page.settings({"c": "x" * status_page.SETTINGS})
     page.memory[:4] = b"data"
     assert page.path.read_bytes()[:4] == b"data"
+    status_page.socket_path(page.path).touch()
     page.remove()
-    assert not page.path.exists()
+    assert not list(page.path.parent.iterdir())
     page.memory[:4] = b"more"
     page.remove()
+
+
+def test_page_that_was_never_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    status_page.Page(_server.stats_size(1)).remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_number_of_another_mount_by_now(tmp_path, monkeypatch):
+    """A daemon that is just ending removes neither page nor socket of the one whose mount has its number now."""
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    old = status_page.Page(_server.stats_size(1))
+    old.publish(77)
+    status_page.socket_path(old.path).write_text("old")
+    new = status_page.Page(_server.stats_size(1))
+    new.publish(77)
+    assert new.path == old.path and {p.name for p in tmp_path.iterdir()} == {"0:77"}
+    status_page.socket_path(new.path).write_text("new")
+    old.remove()
+    new.memory[:3] = b"new"
+    assert new.path.read_bytes()[:3] == b"new" and status_page.socket_path(new.path).read_text() == "new"
+    new.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_directory_of_somebody_else(tmp_path, monkeypatch):
+    """Nor one that others may write to, or a link to one of ours."""
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path / "pages")
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "pages").symlink_to("real")
+    with pytest.raises(OSError):
+        status_page.Page(_server.stats_size(1))
+    (tmp_path / "pages").unlink()
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages").chmod(0o777)
+    with pytest.raises(PermissionError, match="written by others"):
+        status_page.Page(_server.stats_size(1))
 
 
 def test_no_room_for_a_page(tmp_path, monkeypatch):
@@ -147,23 +190,59 @@ def test_no_room_for_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(status_page.os, "posix_fallocate", full)
     page = status_page.Page(_server.stats_size(1))
     page.describe(queues=3)
+    page.publish(77)
     assert (page.path, page.fd) == (None, -1) and not list(tmp_path.iterdir())
     page.remove()
 
 
 def test_what_killed_daemons_left(tmp_path, monkeypatch):
     """A new page's maker removes their pages and sockets, but not while their dead mounts are there."""
-    gone = 1 << 22  # beyond any pid
     monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
     monkeypatch.setattr(status_page, "mounts", lambda: [MountInfo(5, 77, "/mnt", "fuse.passthru", "/src", 0)])
-    make_page(tmp_path / f"{gone + 1}", fuse_dev=77, mount_id=5)
-    for name in ("sock-of-another", f"{gone + 1}.sock", f"{gone + 2}.sock"):
+    make_page(tmp_path / "0:77", fuse_dev=77, mount_id=5)
+    for name in ("sock-of-another", "0:77.sock", "0:78.sock", "0:82.sock", ".0123456789abcdef", ".profile", "1234"):
         (tmp_path / name).touch()
-    make_page(tmp_path / f"{gone + 2}", fuse_dev=77, mount_id=6)
-    (tmp_path / f"{gone + 3}").write_bytes(b"no page")
-    (tmp_path / f"{gone + 4}").symlink_to(f"{gone + 1}")
+    make_page(tmp_path / "0:78", fuse_dev=77, mount_id=6)
+    (tmp_path / "0:79").write_bytes(b"no page")
+    (tmp_path / "0:80").symlink_to("0:77")
+    os.mkfifo(tmp_path / "0:81")
     status_page.Page(_server.stats_size(1)).remove()
-    assert {p.name for p in tmp_path.iterdir()} == {f"{gone + 1}", f"{gone + 1}.sock", "sock-of-another"}
+    assert {p.name for p in tmp_path.iterdir()} == {"0:77", "0:77.sock", "sock-of-another", ".profile", "1234"}
+
+
+LIVING = """
+import os, sys, time
+from pathlib import Path
+from passthru import status_page
+status_page.directory = lambda: Path(sys.argv[1])
+page = status_page.Page(65536)
+if sys.argv[2] == "named":
+    page.publish(77)
+null = os.open("/dev/null", os.O_RDWR)
+for fd in range(3, 256):  # as a daemon that confines itself
+    if fd != null:
+        os.dup2(null, fd)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("state", ["named", "unnamed"])
+def test_page_in_use_is_no_leftover(tmp_path, monkeypatch, state):
+    """Even if its process is not to be seen, has no fd of it, and its mount is not to be seen either."""
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    monkeypatch.setattr(status_page, "mounts", list)
+    env = {**os.environ, "PYTHONPATH": str(Path(status_page.__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, "-c", LIVING, tmp_path, state], env=env, stdout=subprocess.PIPE) as living:
+        try:
+            assert living.stdout.readline() == b"ready\n"
+            (page,) = tmp_path.iterdir()
+            status_page.Page(_server.stats_size(1)).remove()
+            assert list(tmp_path.iterdir()) == [page]
+        finally:
+            living.kill()
+    status_page.Page(_server.stats_size(1)).remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_opcodes():
