@@ -1,16 +1,20 @@
 """The kernel's connection of one mount: fuse fd, INIT's answer, the mount's place, status page, control socket.
 
-It is made in steps (open(), negotiate(), attach()), or received from another process, where all of this was done.
+It is made in steps (open(), negotiate(), attach()), or received from another process, where all of this was done. What
+goes from one to the other is a Record, as a packet of JSON, with the fds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import socket
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from . import _sys, init, log, mounting
 from .control import Change, Control
@@ -20,6 +24,7 @@ from .options import PAGE, Options
 from .status_page import Page, directory
 
 CONNECTIONS = "/sys/fs/fuse/connections"
+PACKET = 65536
 NO_ANSWER = 1.0  # seconds for a thread to end that has failed to answer INIT
 
 
@@ -32,11 +37,40 @@ class Agreement:
     max_write: int
 
 
+@dataclass(frozen=True)
+class Record:
+    """An attached connection without its fds. page: path of the status page, '' if its fd does not go along."""
+
+    target: str
+    mount_id: int
+    dev: int
+    page: str
+    agreement: Agreement
+
+    @classmethod
+    def parse(cls, packet: bytes) -> Record:
+        """The record in a packet. ValueError: it is none."""
+        try:
+            said = json.loads(packet)
+            found = cls(**{**said, "agreement": Agreement(**said["agreement"])})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError("not the record of a connection") from None
+        for part in (found, found.agreement):
+            for f in fields(part):
+                if f.name != "agreement" and type(getattr(part, f.name)).__name__ != f.type:
+                    raise ValueError("not the record of a connection")
+        return found
+
+    def packet(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
 class Connection:
     """The connection of one mount.
 
     fuse_fd: of /dev/fuse. target: real path of the mountpoint. mount_id, dev: of the mount, dev is its st_dev; 0 before
-    it is attached. agreement: None before INIT. keeper: who mounts and unmounts in our place, or None.
+    it is attached. agreement: None before INIT. by_fusermount: fusermount3 mounts, since this process may not.
+    target_fd: of what it is mounted on, until then. keeper: who mounts and unmounts in our place, or None.
     page: None before make_page().
     """
 
@@ -49,6 +83,7 @@ class Connection:
         self.control: Control | None = None
         self._superblock: mounting.KernelMount | None = None
         self.target_fd = -1
+        self.by_fusermount = False
         self._visible = False
         self._abort_fd = -1
         self._background_fds: tuple[int, ...] = ()
@@ -68,12 +103,8 @@ class Connection:
         except OSError as e:
             if e.errno not in (errno.EPERM, errno.ENOSYS):
                 raise MountError(f"mount: {reason(e)}") from None
+            found.by_fusermount = True
         return found
-
-    @property
-    def by_fusermount(self) -> bool:
-        """Does fusermount3 mount, since this process may not?"""
-        return self._superblock is None
 
     def negotiate(self, options: Options, agree: Callable[[init.Init], Agreement]) -> None:
         """Make the superblock, and answer its INIT with what `agree` makes of it. Raises MountError, TransportError.
@@ -174,6 +205,57 @@ class Connection:
             raise PassthruError(f"status page in {directory()}: {reason(e)}") from None
         return self.page.identity
 
+    # ------------------------------------------------------------- from one process to another
+
+    @classmethod
+    def of(cls, record: Record, fds: Sequence[int]) -> Connection:
+        """The connection that a record and its fds describe: that of /dev/fuse, and if there is a page, the page's.
+
+        The fds are taken over. Nothing is mounted, and INIT has been answered. Raises ValueError, OSError.
+        """
+        if len(fds) != 1 + bool(record.page):
+            raise ValueError("a connection's record with the wrong number of files")
+        found = cls(fds[0], record.target)
+        found.mount_id, found.dev, found.agreement = record.mount_id, record.dev, record.agreement
+        if record.page:
+            found.page = Page.received(Path(record.page), fds[1])
+        return found
+
+    def record(self) -> Record:
+        """What another process needs to know, beside fds(). It has to be attached."""
+        assert self.agreement is not None and self.mount_id
+        page = str(self.page.path) if self.page is not None and self.page.open else ""
+        return Record(self.target, self.mount_id, self.dev, page, self.agreement)
+
+    def fds(self) -> list[int]:
+        """The fds that go with the record."""
+        return [self.fuse_fd] + ([self.page.fd] if self.page is not None and self.page.open else [])
+
+    def send(self, to: socket.socket) -> None:
+        """Hand the connection to whoever is at the other end of a SOCK_SEQPACKET socket; it stays ours too.
+
+        Raises OSError.
+        """
+        socket.send_fds(to, [self.record().packet()], self.fds())
+
+    @classmethod
+    def receive(cls, sender: socket.socket) -> Connection:
+        """The connection that send() hands over there. Raises OSError, ValueError.
+
+        Who sends must be trusted: the fd could be any.
+        """
+        packet, fds, flags, _ = socket.recv_fds(sender, PACKET, 2)
+        try:
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds() ignores MSG_CMSG_CLOEXEC
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise ValueError("a connection's record that is too long")
+            return cls.of(Record.parse(packet), fds)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
     # ------------------------------------------------------------- in use
 
     def clone(self, open_fuse: Callable[[], int]) -> int:
@@ -263,6 +345,13 @@ class Connection:
             self.page.remove()
         if self.keeper is not None:
             self.keeper.dismiss()
+
+    def close(self) -> None:
+        """Give up what is ours of it. Another process that has it goes on; else the kernel ends it."""
+        os.close(self.fuse_fd)
+        self.fuse_fd = -1
+        if self.page is not None:
+            self.page.close()
 
     def undo(self) -> None:
         """Of a start that failed: unmount, if it is mounted."""

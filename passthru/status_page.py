@@ -19,6 +19,7 @@ import mmap
 import os
 import re
 import secrets
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def _locked(where: Path) -> Iterator[int]:
 
 
 def in_use(fd: int) -> bool:
-    """Has a process this page mapped as its own?"""
+    """Has a process this page mapped as its own? fd: one that was opened to ask this."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,6 +200,27 @@ class Page:
             self.memory = mmap.mmap(-1, size)
             log.warning(f"status page in {directory()}: {e.strerror}: this mount will not be listed")
         self.describe(start_ticks=start_ticks(os.getpid()), started=int(time.time()))
+
+    @classmethod
+    def received(cls, path: Path, fd: int) -> Page:
+        """A page that another process has made, by an fd of it, which is taken over. Raises ValueError, OSError."""
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode) or st.st_uid != os.geteuid() or NAME.fullmatch(path.name) is None:
+            raise ValueError(f"{path}: not a status page")
+        read_header(fd, path)
+        page = cls.__new__(cls)
+        page.path, page._unnamed = path, None
+        page.fd, page.identity = fd, (st.st_dev, st.st_ino)
+        page.memory = mmap.mmap(fd, st.st_size)
+        return page
+
+    @property
+    def open(self) -> bool:
+        """Is `fd` the page's, and has it a name? A daemon that has confined itself has another file in its place."""
+        if self.fd < 0 or self.path is None:
+            return False
+        st = os.fstat(self.fd)
+        return (st.st_dev, st.st_ino) == self.identity
 
     def _create(self, size: int) -> None:
         where = directory()
@@ -275,6 +297,13 @@ class Page:
         if name is not None:
             remove(name, self.identity)
         self._unnamed = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def close(self) -> None:
+        """Unmap it, and leave it to other processes that have it."""
+        self.memory.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
