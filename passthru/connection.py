@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from . import _sys, init, log, mounting
-from .control import Change, Control
+from .control import Control, SetOptions
 from .errors import MountError, PassthruError, TransportError, reason
 from .keeper import Keeper
 from .options import PAGE, Options
@@ -277,12 +277,12 @@ class Connection:
             raise PassthruError(f"status page in {directory()}: {reason(e)}") from None
         return self.page
 
-    def listen(self, change: Change) -> None:
-        """Have `change` answer the control socket, if there is room for one. Raises PassthruError."""
+    def listen(self, set_options: SetOptions) -> None:
+        """Have `set_options` answer the control socket, if there is room for one. Raises PassthruError."""
         if self.page is None or self.page.path is None:
             return
         try:
-            self.control = Control(self.page.path, change)
+            self.control = Control(self.page.path, set_options)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise PassthruError(f"control socket in {directory()}: {reason(e)}") from None

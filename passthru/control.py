@@ -2,6 +2,8 @@
 
 A packet is a JSON object. {"set": ["key=value", ...]} asks; {"options": {...}} (all in effect) or
 {"error": "...", "code": exit code} answers. The daemon's main thread answers, which serves no requests.
+ask_set() there is Session.set_options() here, which reads the words (options.live_values()) and makes new Options of
+them (Options.with_values()).
 Only the daemon's user and root are listened to.
 """
 
@@ -28,7 +30,7 @@ PACKET = 65536
 MOST_CLIENTS = 16
 PATIENCE = 10.0  # seconds; a daemon answers at once, unless it is stopped or is just unmounting
 
-Change = Callable[[list[str], int], dict[str, Any]]
+SetOptions = Callable[[list[str], int], dict[str, Any]]
 
 
 def _short(directory: int, name: str) -> str:
@@ -43,14 +45,14 @@ def _peer(s: socket.socket) -> tuple[int, int]:
 
 
 class Control:
-    """The daemon's side. change(words, uid) applies `key=value` words or raises PassthruError.
+    """The daemon's side. set_options(words, uid) applies `key=value` words or raises PassthruError.
 
     Whenever `fd` becomes readable, ready() is to be called; it never waits.
     """
 
-    def __init__(self, page: Path, change: Change):
+    def __init__(self, page: Path, set_options: SetOptions):
         self.path = socket_path(page)
-        self._change = change
+        self._set_options = set_options
         self._clients: dict[int, socket.socket] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._poll = select.epoll()
@@ -114,7 +116,7 @@ class Control:
         if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             return {"error": "not understood", "code": 1}
         try:
-            return {"options": self._change(words, uid)}
+            return {"options": self._set_options(words, uid)}
         except PassthruError as e:
             return {"error": str(e), "code": e.exit_code}
         except Exception as e:  # a fault of ours is no reason to end the mount
@@ -133,7 +135,7 @@ class Control:
         self._socket.close()
 
 
-def change(page: Snapshot, words: Sequence[str]) -> dict[str, Any]:
+def ask_set(page: Snapshot, words: Sequence[str]) -> dict[str, Any]:
     """Have a live daemon change options; all that are then in effect.
 
     Raises PassthruError: of the kind that the command line raises for the same mistake, and nothing is changed;

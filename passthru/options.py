@@ -111,7 +111,7 @@ def option(
 
     Without `parse` it is a switch. hidden: for developers, in neither --help nor the manual page.
     repeat: if it is given more than once, the values are joined by '+'.
-    live: `passthru set` may change it while the mount serves (Session.change() has to see to it).
+    live: `passthru set` may change it while the mount serves (Session.set_options() has to see to it).
     """
     meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
             "no_flags": no_flags, "hidden": hidden, "live": live, "repeat": repeat}
@@ -292,7 +292,7 @@ class Options:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
-    def changed(self, values: Mapping[str, Any]) -> Options:
+    def with_values(self, values: Mapping[str, Any]) -> Options:
         """These options with other values of some. Timeouts that are as they are by default follow the policy.
 
         Raises UsageError.
@@ -538,7 +538,7 @@ def live_options() -> dict[str, str]:
     return {f.metadata["o"] or f.name: f.name for f in _declared() if f.metadata["live"]}
 
 
-def changes(words: Sequence[str]) -> dict[str, Any]:
+def live_values(words: Sequence[str]) -> dict[str, Any]:
     """{field: value} of `name=value` words for a live mount. Raises UsageError."""
     values: dict[str, Any] = {}
     declared = {f.metadata["o"] or f.name: f for f in _declared()}
@@ -562,7 +562,7 @@ def _parsed_switch(name: str, text: str) -> bool:
 
 
 def value_text(value: Any) -> str:
-    """A value of an option as it is shown, and as changes() takes it."""
+    """A value of an option as it is shown, and as live_values() takes it."""
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "default"}[value]
     return f"{value:g}" if isinstance(value, float) and value < 1e6 else str(value)

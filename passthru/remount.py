@@ -91,10 +91,10 @@ def run(target: str, words: Sequence[str], *, sloppy: bool = False, fake: bool =
         raise MountError(f"remount {target}: {', '.join(fixed)} cannot be changed; unmount, and mount again")
     names = [name for name, field in live.items() if field in other]
     if names:
-        control.change(page, [_word(name, values[live[name]]) for name in names])
+        control.ask_set(page, [_word(name, values[live[name]]) for name in names])
     try:
         _sys.remount(os.fsencode(real), flags(values))
     except OSError as e:
         if names:
-            control.change(page, [_word(name, now[live[name]]) for name in names])
+            control.ask_set(page, [_word(name, now[live[name]]) for name in names])
         raise MountError(f"remount {target}: {reason(e)}") from None

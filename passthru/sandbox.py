@@ -1,7 +1,7 @@
 """What the daemon gives up when its mount is up (--sandbox): capabilities, system calls, all files but the source.
 
 It goes in steps, since a thread has a mount namespace of its own and keeps that of its maker: begin() and source()
-before there is any other thread, finish() when nothing has to be opened by a path any more.
+before there is any other thread, confine() when nothing has to be opened by a path any more.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Sandbox:
 
     # ------------------------------------------------------------- when the mount is up
 
-    def finish(self, fuse_dev: int, alone: Callable[[], object], closed: Callable[[], object]) -> None:
+    def confine(self, fuse_dev: int, alone: Callable[[], object], closed: Callable[[], object]) -> None:
         """Give up what is to be given up, in all threads. Raises MountError, OSError.
 
         fuse_dev: st_dev of the mount. alone: called when the mount is not to be seen in this namespace; closed: when
@@ -300,7 +300,7 @@ class Sandbox:
         if self._devices >= 0:
             os.close(self._devices)
         if self.level != NONE:
-            self._confine(closed)
+            self._cut(closed)
         os.close(self._proc)
 
     def _leave(self, fuse_dev: int, alone: Callable[[], object]) -> None:
@@ -356,7 +356,7 @@ class Sandbox:
         finally:
             os.close(fd)
 
-    def _confine(self, closed: Callable[[], object]) -> None:
+    def _cut(self, closed: Callable[[], object]) -> None:
         pid = os.getpid()
         filtered = self.level in (SECCOMP, NAMESPACE)
         if filtered:

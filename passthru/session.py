@@ -21,7 +21,7 @@ from .connection import Agreement, Connection
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, UsageError, reason
 from .keeper import Keeper
-from .options import Options, changes, live_options, value_text
+from .options import Options, live_options, live_values, value_text
 from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
 from .serving import POOL_THREADS, Serving, live
 from .source import Source, keeps_size, open_source, options_for
@@ -176,7 +176,7 @@ class Session:
         serving.keep_house()
         self.hotplug = self._watch_cpus()
         report.describe(self._served(), connection)
-        connection.listen(self.change)
+        connection.listen(self.set_options)
 
     def _agree(self, request: init.Init) -> Agreement:
         """What INIT is answered. Raises TransportError."""
@@ -219,7 +219,7 @@ class Session:
         for fd in connection.hold_files(background=self.sandbox.level in (SECCOMP, NAMESPACE)):
             self.sandbox.know(fd)
         try:
-            self.sandbox.finish(connection.dev, self.core.mounted_elsewhere, self._use_keeper)
+            self.sandbox.confine(connection.dev, self.core.mounted_elsewhere, self._use_keeper)
         except OSError as e:
             raise MountError(f"--sandbox: {reason(e)}") from None
         report.describe_options(self._served(), connection)
@@ -293,7 +293,7 @@ class Session:
                 else:
                     os.eventfd_read(self.thread_ended)
                     self._look_for_broken()
-        self.finish()
+        self.end()
         if self.broken:
             raise PassthruError("the session ended with an error")
 
@@ -305,10 +305,10 @@ class Session:
             log.error(f"{queue.name} ended with an error ({os.strerror(queue.thread.error)}): unmounting")
             self.unmount()
 
-    def change(self, words: list[str], uid: int) -> dict[str, Any]:
+    def set_options(self, words: list[str], uid: int) -> dict[str, Any]:
         """Change options of the live mount, for `uid`: all of them or, raising PassthruError, none."""
-        values = changes(words)
-        before, o = self.options, self.options.changed(values)
+        values = live_values(words)
+        before, o = self.options, self.options.with_values(values)
         if values.get("passthrough") and not self.passthrough:
             raise UsageError("passthrough: it was not agreed upon with the kernel when the mount was made")
         if o.max_background != before.max_background:  # the only one that may fail
@@ -325,14 +325,14 @@ class Session:
 
     # ------------------------------------------------------------ end
 
-    def _stops(self) -> None:
+    def _say_stopping(self) -> None:
         if self._stopping is not None:
             self._stopping()
             self._stopping = None
 
     def unmount(self) -> None:
         """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
-        self._stops()
+        self._say_stopping()
         target = self._connection.target
         try:
             how = self._connection.unmount()
@@ -347,9 +347,9 @@ class Session:
         self._serving.stop(time.monotonic() + HANGING)
         self.end_by, self.elsewhere = time.monotonic() + HANGING, False
 
-    def finish(self) -> None:
+    def end(self) -> None:
         """Join all threads, free everything. What the kernel may still write to is left to exit(2)."""
-        self._stops()
+        self._say_stopping()
         connection, serving = self._connection, self._serving
         by = time.monotonic() + HANGING
         serving.join_readers(by)

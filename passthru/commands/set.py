@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     o = p.parse_args(list(argv[1:]))
     page = monitor.find(o.mountpoint).live()
     if o.words:
-        control.change(page, o.words)
+        control.ask_set(page, o.words)
     else:
         emit(f"{name}={monitor.shown(value_text(page.settings[field]))}"
              for name, field in live_options().items() if field in page.settings)

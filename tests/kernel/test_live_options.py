@@ -112,7 +112,7 @@ def test_others_may_not(fs: Daemon):
     """Nor connect, even if they could reach the socket."""
     page = fs.stats()
     with pytest.raises((OSError, RuntimeError)):
-        as_user(NOBODY, NOBODY, [], lambda: control.change(page, ["spin_us=1"]))
+        as_user(NOBODY, NOBODY, [], lambda: control.ask_set(page, ["spin_us=1"]))
     where = control.socket_path(page.path)
     assert where.stat().st_mode & 0o777 == 0o600
     where.parent.chmod(0o711)
@@ -126,7 +126,7 @@ def test_others_may_not(fs: Daemon):
 
 
 def _ask(where: Path) -> bytes:
-    """Connect as control.change() does, without its checks; what is answered."""
+    """Connect as control.ask_set() does, without its checks; what is answered."""
     import socket
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
         s.settimeout(10)
@@ -143,7 +143,7 @@ def test_a_daemon_that_hangs(fs: Daemon, monkeypatch):
     fs.signal(signal.SIGSTOP)
     try:
         with pytest.raises(Exception, match="does not answer"):
-            control.change(fs.stats(), ["spin_us=1"])
+            control.ask_set(fs.stats(), ["spin_us=1"])
     finally:
         fs.signal(signal.SIGCONT)
     fs.expected_lines.append("spin_us is 1 now")  # it had been asked

@@ -217,5 +217,5 @@ def test_page_of_another_mount_with_the_same_number(mount, sandbox):
     assert old.wait() == 0
     if new.stats().path != page:
         pytest.skip("the number went to somebody else")
-    assert control.change(new.stats(), ["spin_us=3"])["spin_us"] == 3
+    assert control.ask_set(new.stats(), ["spin_us=3"])["spin_us"] == 3
     new.expected_lines.append("spin_us is 3 now")

@@ -350,5 +350,5 @@ def test_root_sees_and_changes_it(users_mount, place):
     found = next(m for m in monitor.find_all() if m.mountpoint == str(place / "mnt"))
     assert (found.state, found.owner) == (monitor.MOUNTED, NOBODY)
     assert found.page is not None and found.page.pid == process.pid
-    assert control.change(found.page, ["spin_us=3"])["spin_us"] == 3
+    assert control.ask_set(found.page, ["spin_us=3"])["spin_us"] == 3
     assert monitor.find(str(place / "mnt")).live().settings["spin_us"] == 3

@@ -60,15 +60,15 @@ def daemon(tmp_path):
 
 
 def test_change(daemon):
-    assert control.change(daemon.page, ["a=1", "b=2"]) == {"words": 2}
+    assert control.ask_set(daemon.page, ["a=1", "b=2"]) == {"words": 2}
     assert daemon.asked == [(["a=1", "b=2"], os.geteuid())]
     assert daemon.control.path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(PassthruError, match=r"^bad: no$") as e:
-        control.change(daemon.page, ["bad=1"])
+        control.ask_set(daemon.page, ["bad=1"])
     assert e.value.exit_code == 2
     with pytest.raises(PassthruError, match="KeyError"):
-        control.change(daemon.page, ["fault=1"])
-    assert control.change(daemon.page, []) == {"words": 0}
+        control.ask_set(daemon.page, ["fault=1"])
+    assert control.ask_set(daemon.page, []) == {"words": 0}
 
 
 def connect(daemon) -> socket.socket:
@@ -90,13 +90,13 @@ def test_nonsense(daemon, packet):
         s.send(packet)
         assert json.loads(s.recv(1000)) == {"error": "not understood", "code": 1}
     assert daemon.asked == []
-    assert control.change(daemon.page, []) == {"words": 0}
+    assert control.ask_set(daemon.page, []) == {"words": 0}
 
 
 def test_clients_that_say_nothing(daemon):
     """They keep nobody out, and their number is bounded."""
     idle = [connect(daemon) for _ in range(3 * control.MOST_CLIENTS)]
-    assert control.change(daemon.page, []) == {"words": 0}
+    assert control.ask_set(daemon.page, []) == {"words": 0}
     assert idle[0].recv(1) == b""  # dropped
     for s in idle:
         s.close()
@@ -106,7 +106,7 @@ def test_another_process_listens(daemon):
     for change in ({"pid": os.getpid() + 1}, {"owner": os.geteuid() + 1}):
         page = SimpleNamespace(**{**vars(daemon.page), **change})
         with pytest.raises(PassthruError, match=r"another process|not the socket"):
-            control.change(page, [])
+            control.ask_set(page, [])
     assert daemon.asked == []
 
 
@@ -115,24 +115,24 @@ def test_no_answer(tmp_path, monkeypatch):
     page = SimpleNamespace(path=tmp_path / "0:77", pid=os.getpid(), owner=os.geteuid())
     c = control.Control(page.path, lambda words, uid: {})
     with pytest.raises(PassthruError, match="does not answer"):
-        control.change(page, [])
+        control.ask_set(page, [])
     c.close()
     with pytest.raises(PassthruError, match="Connection refused"):
-        control.change(page, [])
+        control.ask_set(page, [])
     c.path.unlink()
     with pytest.raises(PassthruError, match="No such file"):
-        control.change(page, [])
+        control.ask_set(page, [])
     c.path.write_text("")
     with pytest.raises(PassthruError, match="not the socket"):
-        control.change(page, [])
+        control.ask_set(page, [])
 
 
 def test_words():
-    found = options.changes(["attr_timeout=2.5", "spin-us=0", "passthrough=off", "spin_us=7"])
+    found = options.live_values(["attr_timeout=2.5", "spin-us=0", "passthrough=off", "spin_us=7"])
     assert found == {"attr_timeout": 2.5, "spin_us": 7, "passthrough": False}
     for name, field in options.live_options().items():  # what is shown can be given
         text = options.value_text(getattr(options.Options(), field))
-        assert options.changes([f"{name}={text}"]) == {field: getattr(options.Options(), field)}
+        assert options.live_values([f"{name}={text}"]) == {field: getattr(options.Options(), field)}
 
 
 def test_timeouts_follow_the_policy():
@@ -141,13 +141,13 @@ def test_timeouts_follow_the_policy():
         return o.attr_timeout, o.entry_timeout, o.negative_timeout
 
     o = options.Options()
-    assert timeouts(o.changed({"cache": "never"})) == (0, 0, 0)
-    assert timeouts(o.changed({"cache": "always", "attr_timeout": 5})) == (5, 86400, 86400)
-    assert timeouts(o.changed({"entry_timeout": 7})) == (1, 7, 7)
-    given = o.changed({"entry_timeout": 7, "negative_timeout": 0}).changed({"cache": "never"})
+    assert timeouts(o.with_values({"cache": "never"})) == (0, 0, 0)
+    assert timeouts(o.with_values({"cache": "always", "attr_timeout": 5})) == (5, 86400, 86400)
+    assert timeouts(o.with_values({"entry_timeout": 7})) == (1, 7, 7)
+    given = o.with_values({"entry_timeout": 7, "negative_timeout": 0}).with_values({"cache": "never"})
     assert timeouts(given) == (0, 7, 0)
     with pytest.raises(UsageError, match="writeback"):
-        options.Options(writeback=True).changed({"cache": "never"})
+        options.Options(writeback=True).with_values({"cache": "never"})
 
 
 @pytest.mark.parametrize("word, text", [
@@ -156,4 +156,4 @@ def test_timeouts_follow_the_policy():
     ("passthrough=", "neither yes nor no"), ("=1", "no option ''"), ("", "no option ''")])
 def test_bad_words(word, text):
     with pytest.raises(UsageError, match=text):
-        options.changes(["attr_timeout=1", word])
+        options.live_values(["attr_timeout=1", word])

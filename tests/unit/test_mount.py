@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from passthru import mounting as mount
+from passthru import mounting
 from passthru.errors import MountpointError
 
 INFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -27,7 +27,7 @@ def info(monkeypatch):
 
 
 def test_unescaped(info):
-    found = mount.mounts()
+    found = mounting.mounts()
     assert [m.mount_id for m in found] == [22, 30, 31, 32, 33, 34]
     assert found[1].target == "/a b\tc\\d"
     assert found[2].target == "/café"
@@ -37,17 +37,17 @@ def test_unescaped(info):
 
 
 def test_topmost(info):
-    assert mount.mounted_at("/twice").mount_id == 33
-    assert mount.mounted_at("/a b\tc\\d").mount_id == 30
-    assert mount.mounted_at("/nothing") is None
+    assert mounting.mounted_at("/twice").mount_id == 33
+    assert mounting.mounted_at("/a b\tc\\d").mount_id == 30
+    assert mounting.mounted_at("/nothing") is None
 
 
 def test_really_mounted():
-    assert mount.mounted_at("/proc").fstype == "proc"
+    assert mounting.mounted_at("/proc").fstype == "proc"
 
 
 def test_mountpoint(tmp_path):
-    real, fd = mount.open_mountpoint(str(tmp_path))
+    real, fd = mounting.open_mountpoint(str(tmp_path))
     try:
         assert real == str(tmp_path.resolve())
         assert os.path.samestat(os.fstat(fd), os.stat(tmp_path))
@@ -59,4 +59,4 @@ def test_bad_mountpoints(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "file", "/proc"):
         with pytest.raises(MountpointError, match=str(path)):
-            mount.open_mountpoint(str(path))
+            mounting.open_mountpoint(str(path))
