@@ -26,8 +26,8 @@ def core(tmp_path: Path) -> Iterator[_server.ServerCore]:
     """A server of an empty directory that nobody asks."""
     fd = os.open(tmp_path, os.O_RDONLY)
     core = _server.ServerCore(
-        fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=65536, max_write=65536, attr_timeout=1.0,
-        entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=False, xattr=False, writeback=False)
+        fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=65536, max_write=65536, fixed_budget=0,
+        identity=False, locks=False, xattr=False, writeback=False)
     yield core
     core.close()
     os.close(fd)

@@ -7,6 +7,8 @@ from typing_extensions import Buffer
 
 DEBUG: bool
 OPCODES: int
+KEEP: dict[str, int]
+PARALLEL_WRITES: dict[str, int]
 PSEUDO: int
 SERVER: int
 NOSUID: int
@@ -28,19 +30,13 @@ class ServerCore:
         *,
         payload_size: int,
         max_write: int,
-        attr_timeout: float,
-        entry_timeout: float,
-        spin_us: float,
         fixed_budget: int,
         identity: bool,
         locks: bool,
         xattr: bool,
         writeback: bool,
-        negative_timeout: float = ...,
-        direct_io: bool = ...,
-        keep_cache: int = ...,
         own_and_root: bool = ...,
-        parallel_writes: int = ..., null_io: bool = ...,
+        null_io: bool = ...,
         fixed_size: bool = ...,
         all_submounts: bool = ...,
         trust_modes: bool = ...,
@@ -56,8 +52,8 @@ class ServerCore:
         negative_timeout: float,
         spin_us: float,
         direct_io: bool,
-        keep_cache: int,
-        parallel_writes: int,
+        keep_cache: str,
+        parallel_writes: str,
         passthrough: bool,
     ) -> None: ...
     def map_ids(

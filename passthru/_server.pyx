@@ -37,6 +37,9 @@ NOSUID = FS_NOSUID
 NODEV = FS_NODEV
 NOEXEC = FS_NOEXEC
 OPCODES = FUSE_OPCODES
+# What configure() takes: what outlives a file's close, and which files opened with O_DIRECT are not passed through.
+KEEP = {"nothing": KEEP_NOTHING, "unchanged": KEEP_UNCHANGED, "all": KEEP_ALL}
+PARALLEL_WRITES = {"off": PARALLEL_NEVER, "auto": PARALLEL_AUTO, "on": PARALLEL_ALWAYS}
 cdef list left_behind = []  # objects that threads which hang use on
 
 
@@ -80,21 +83,17 @@ cdef class ServerCore:
 
     root_fd: the source, a directory, regular file or block device, opened O_RDONLY; stays the
     caller's. fixed_size: a regular file keeps the size that it has now. stats: a writable
-    buffer of stats_size(max_threads) bytes. All sizes in bytes, timeouts in seconds.
-    keep_cache: 0 nothing outlives a file's close, 1 what is unchanged, 2 everything. parallel_writes:
-    0 all files may be passed through, 1 not those that several wrote to with O_DIRECT, 2 none that are opened so.
+    buffer of stats_size(max_threads) bytes. All sizes in bytes. What may change while it serves, configure() sets.
     own_and_root: refuse requests of others. all_submounts, trust_modes: see Config. mountinfo: an fd of
     /proc/self/mountinfo, which stays the caller's; -1: filesystems are asked for what they are.
     stats_fd: the file that `stats` maps, where it has blocks for the header; stays the caller's; -1: there is none.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
-                  unsigned fd_cache, *, unsigned payload_size, unsigned max_write, double attr_timeout,
-                  double entry_timeout, double spin_us, uint64_t fixed_budget, bint identity,
-                  bint locks, bint xattr, bint writeback, double negative_timeout=-1, bint direct_io=False,
-                  unsigned keep_cache=KEEP_UNCHANGED, bint own_and_root=False, unsigned parallel_writes=PARALLEL_AUTO,
-                  bint null_io=False, bint fixed_size=False, bint all_submounts=False,
-                  bint trust_modes=False, int mountinfo=-1, int stats_fd=-1):
+                  unsigned fd_cache, *, unsigned payload_size, unsigned max_write, uint64_t fixed_budget,
+                  bint identity, bint locks, bint xattr, bint writeback, bint own_and_root=False,
+                  bint null_io=False, bint fixed_size=False, bint all_submounts=False, bint trust_modes=False,
+                  int mountinfo=-1, int stats_fd=-1):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[FD_PATH]
@@ -113,20 +112,12 @@ cdef class ServerCore:
         cdef Config *c = &self.s.config
         c.max_write = max_write
         c.payload_size = payload_size
-        c.attr_valid, c.attr_valid_nsec = split_timeout(attr_timeout)
-        c.entry_valid, c.entry_valid_nsec = split_timeout(entry_timeout)
-        c.negative_valid, c.negative_valid_nsec = split_timeout(
-            negative_timeout if negative_timeout >= 0 else entry_timeout)
-        c.spin_ns = <uint64_t> (spin_us * 1000)
         c.fixed_budget = fixed_budget
         c.identity = identity
         c.own_umask = unshare(CLONE_FS) == 0  # needs no privilege, but some containers forbid unshare(2)
         c.locks = locks
         c.xattr = xattr
         c.writeback = writeback
-        c.direct_io = direct_io
-        c.keep_cache = keep_cache
-        c.parallel_writes = parallel_writes
         c.all_submounts = all_submounts
         c.trust_modes = trust_modes
         ops_init(null_io)
@@ -183,19 +174,20 @@ cdef class ServerCore:
         self.s.stats.minor = minor
 
     def configure(self, *, double attr_timeout, double entry_timeout, double negative_timeout, double spin_us,
-                  bint direct_io, unsigned keep_cache, unsigned parallel_writes, bint passthrough):
-        """Change what may be changed while requests are served.
+                  bint direct_io, str keep_cache, str parallel_writes, bint passthrough):
+        """Set what may be changed while requests are served: once before, then at any time, by one thread at a time.
 
+        Timeouts in seconds. keep_cache: of KEEP; parallel_writes: of PARALLEL_WRITES. Without it nothing is kept.
         A request may see a mixture of old and new values: each is valid by itself.
         """
         cdef Config *c = &self.s.config
+        c.keep_cache = KEEP[keep_cache]
+        c.parallel_writes = PARALLEL_WRITES[parallel_writes]
         c.attr_valid, c.attr_valid_nsec = split_timeout(attr_timeout)
         c.entry_valid, c.entry_valid_nsec = split_timeout(entry_timeout)
         c.negative_valid, c.negative_valid_nsec = split_timeout(negative_timeout)
         c.spin_ns = <uint64_t> (spin_us * 1000)
         c.direct_io = direct_io
-        c.keep_cache = keep_cache
-        c.parallel_writes = parallel_writes
         c.passthrough = passthrough
 
     def map_ids(self, uids, gids):

@@ -8,7 +8,7 @@ import os
 import pwd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import idmap, log
 from ._version import VERSION
@@ -21,9 +21,22 @@ TRANSPORTS = ("auto", "ring", "dev")
 DIALECTS = ("auto", "per-entry", "bufring", "bufpool")
 SWITCH = ("auto", "on", "off")
 SANDBOX = ("auto", "none", "caps", "seccomp", "namespace")
-# Cache policies, and for how many seconds the kernel keeps attributes and names.
-CACHE: dict[str, float] = {"never": 0.0, "open": 0.0, "auto": 1.0, "always": 86400.0}
 YES, NO = ("yes", "on", "true", "1"), ("no", "off", "false", "0")
+
+
+class CachePolicy(NamedTuple):
+    """What the kernel keeps. timeout: seconds, of attributes and names; keep: of what it has of a file, when that is
+    closed (_server.KEEP); direct_io: files are open for it."""
+
+    timeout: float
+    keep: str
+    direct_io: bool = False
+
+
+CACHE = {
+    "never": CachePolicy(0.0, "nothing", direct_io=True), "open": CachePolicy(0.0, "nothing"),
+    "auto": CachePolicy(1.0, "unchanged"), "always": CachePolicy(86400.0, "all"),
+}
 
 
 def _int(text: str, low: int, high: int, unit: str = "") -> int:
@@ -282,7 +295,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Timeouts that are not given follow from the cache policy."""
-        kept = CACHE[self.cache]
+        kept = CACHE[self.cache].timeout
         self._default("attr_timeout", kept)
         # Of a walk through names that it keeps, the kernel tells nobody who could refuse it.
         self._default("entry_timeout", 0.0 if self.checks_callers else kept)
@@ -322,7 +335,7 @@ class Options:
         if self.submounts == "all" and os.geteuid() == 0 and self.allow_other is not False and not self.allow_root:
             raise UsageError(
                 "--submounts all with allow_other would let all users into /proc and kin as root; add -o noallow_other")
-        if self.writeback and (self.direct_io or self.cache == "never"):
+        if self.writeback and (self.direct_io or CACHE[self.cache].direct_io):
             raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
 
     @property

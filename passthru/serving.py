@@ -7,26 +7,25 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from . import _confine, _server, log, threads
 from .cpus import Share
 from .errors import PassthruError, reason
-from .options import Options
+from .options import CACHE, Options
 from .threads import ServingThread
 from .transport import Form, Outcome
 
 SWEEP = 2.0  # seconds
 POOL_THREADS = 64
-KEEP = {"never": 0, "open": 0, "auto": 1, "always": 2}  # _request.Config.keep_cache
 
 
-def live(o: Options) -> dict[str, Any]:
-    """What the serving threads read of the options that may change."""
-    return {
-        "attr_timeout": o.attr_timeout, "entry_timeout": o.entry_timeout, "negative_timeout": o.negative_timeout,
-        "direct_io": o.direct_io or o.cache == "never", "keep_cache": KEEP[o.cache], "spin_us": o.spin_us,
-        "parallel_writes": ("off", "auto", "on").index(o.parallel_direct_writes)}
+def configure(core: _server.ServerCore, o: Options, *, passthrough: bool) -> None:
+    """Tell the serving threads what they read of options that may change. passthrough: agreed upon with the kernel."""
+    policy = CACHE[o.cache]
+    core.configure(
+        attr_timeout=o.attr_timeout, entry_timeout=o.entry_timeout, negative_timeout=o.negative_timeout,
+        direct_io=o.direct_io or policy.direct_io, keep_cache=policy.keep, spin_us=o.spin_us,
+        parallel_writes=o.parallel_direct_writes, passthrough=passthrough and o.passthrough)
 
 
 class Queue(ServingThread):

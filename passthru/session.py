@@ -23,7 +23,7 @@ from .errors import MountError, PassthruError, UsageError, reason
 from .keeper import Keeper
 from .options import Options, live_options, live_values, value_text
 from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
-from .serving import POOL_THREADS, Serving, live
+from .serving import POOL_THREADS, Serving, configure
 from .source import Source, keeps_size, open_source, options_for
 from .transport import BUFPOOL, Transport
 
@@ -132,7 +132,8 @@ class Session:
                 fixed_budget=min(queues * self.depth * o.payload_size, resources.memory() // 64),
                 identity=self.identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback,
                 null_io=o.null_io, fixed_size=self.fixed, all_submounts=o.submounts == "all", trust_modes=o.trust_modes,
-                mountinfo=self.mountinfo, stats_fd=page.fd, **live(o))
+                mountinfo=self.mountinfo, stats_fd=page.fd)
+        configure(self.core, o, passthrough=False)  # that comes with INIT
         kind = self.core.source_is
         self.options = o = options_for(kind, o, all_callers=self.identity and self.source.directory)
         root = os.geteuid() == 0  # fusermount3 always has the first two
@@ -313,7 +314,7 @@ class Session:
             raise UsageError("passthrough: it was not agreed upon with the kernel when the mount was made")
         if o.max_background != before.max_background:  # the only one that may fail
             self._connection.set_max_background(o.max_background)
-        self.core.configure(passthrough=self.passthrough and o.passthrough, **live(o))
+        configure(self.core, o, passthrough=self.passthrough)
         self.core.trace(o.debug_fuse)
         log.set_level(o.log_level)
         self.options = o

@@ -21,7 +21,8 @@ import struct
 import tempfile
 import time
 
-from passthru import _ops, _server, _testing, sandbox
+from passthru import _ops, _server, _testing, sandbox, serving
+from passthru.options import Options
 
 OPERATIONS = _ops.operations()
 NUMBERS = {name: row["opcode"] for name, row in OPERATIONS.items()}
@@ -191,9 +192,10 @@ def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
     fd = os.open(source, os.O_RDONLY)
     sandbox.fd_directory()
     core = _server.ServerCore(
-        fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE, attr_timeout=1.0,
-        entry_timeout=1.0, spin_us=0, fixed_budget=1 << 26, identity=os.geteuid() == 0, locks=True, xattr=True,
-        writeback=False, fixed_size=root == "fixed")
+        fd, bytearray(_server.stats_size(80)), 80, 8, 64, payload_size=SIZE, max_write=SIZE,
+        fixed_budget=1 << 26, identity=os.geteuid() == 0, locks=True, xattr=True, writeback=False,
+        fixed_size=root == "fixed")
+    serving.configure(core, Options(spin_us=0), passthrough=False)
     queues = {name: _testing.Loop(core, SIZE, *q) for name, q in QUEUES.items()}
     maker = Maker(seed)
     counts = {"requests": 0, "replies": 0, "errors": 0}

@@ -12,15 +12,17 @@ import passthru
 ENV = {**os.environ, "PYTHONPATH": str(Path(passthru.__file__).parent.parent)}
 SERVE = """
 import os, tempfile
-from passthru import _server, _testing, sandbox
+from passthru import _server, _testing, sandbox, serving
+from passthru.options import Options
 with tempfile.TemporaryDirectory() as source:
     os.chmod(source, 0o777)
     open(source + "/f", "w").close()
     fd = os.open(source, os.O_RDONLY)
     sandbox.fd_directory()
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
-        attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity={identity}, locks=True, xattr=True,
+        fixed_budget=0, identity={identity}, locks=True, xattr=True,
         writeback=False, **{options!r})
+    serving.configure(core, Options(spin_us=0), passthrough=False)
     if {maps!r}:
         core.map_ids(*{maps!r})
     core.negotiated({flags}, 46, -1, False)

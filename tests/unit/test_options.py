@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import passthru
+from passthru import _server
 from passthru.errors import UsageError
-from passthru.options import ALIASES, IGNORED, Options, parse, parser, split_mount_options
+from passthru.options import ALIASES, CACHE, IGNORED, SWITCH, Options, parse, parser, split_mount_options
 
 ENDS = ["/src", "/mnt"]
 DECLARED = [f for f in fields(Options) if f.metadata]
@@ -236,3 +237,9 @@ def test_payload_buffers():
     assert parse(["a", "b"]).unpinned_buffers(64, 16, gib) == 3
     assert parse(["--payload-buffers=7", "a", "b"]).buffers == 7
     assert parse(["--payload-buffers=7", "a", "b"]).unpinned_buffers(2, 16, 24 * gib) == 7
+
+
+def test_policies_are_those_of_the_server():
+    """What it takes, and nothing that no policy uses."""
+    assert {policy.keep for policy in CACHE.values()} == set(_server.KEEP)
+    assert set(SWITCH) == set(_server.PARALLEL_WRITES)

@@ -15,7 +15,8 @@ TESTS = Path(__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(Path(passthru.__file__).parent.parent)}
 PARSE = """
 import os, tempfile
-from passthru import _server, _testing, sandbox
+from passthru import _server, _testing, sandbox, serving
+from passthru.options import Options
 with tempfile.TemporaryDirectory() as source:
     if {file}:
         source += "/file"
@@ -23,8 +24,8 @@ with tempfile.TemporaryDirectory() as source:
     fd = os.open(source, os.O_RDONLY)
     sandbox.fd_directory()
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
-        attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
-        writeback=False)
+        fixed_budget=0, identity=False, locks=True, xattr=True, writeback=False)
+    serving.configure(core, Options(spin_us=0), passthrough=False)
     q = _testing.Requests(core, 8192, {buffers}, {mask}, {scale}, {zero_copy})
     print((q.parse(bytes.fromhex({slot!r}), {payload!r}), q.serve()[0] if {serve} else None))
     q.close()
@@ -87,15 +88,16 @@ def test_refused(dialect, text):
 
 LOOP = r"""
 import os, struct, tempfile
-from passthru import _server, _testing, sandbox
+from passthru import _server, _testing, sandbox, serving
+from passthru.options import Options
 with tempfile.TemporaryDirectory() as source:
     open(source + "/f", "wb").write(b"x" * 100)
     os.symlink("t" * 500, source + "/l")
     fd = os.open(source, os.O_RDONLY)
     sandbox.fd_directory()
     core = _server.ServerCore(fd, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
-        attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
-        writeback=False)
+        fixed_budget=0, identity=False, locks=True, xattr=True, writeback=False)
+    serving.configure(core, Options(spin_us=0), passthrough=False)
     q = _testing.Loop(core, 8192, 4, 0xFFFF, 8192, True)
     def ask(opcode, node=1, argument=b"", payload=b"", pages=0, flags=0, commit=7, size=None):
         h = struct.pack("=IIQQIIIHH", 168 + len(payload), opcode, 99, node, 0, 0, 1, 0, 0).ljust(128, b"\0")

@@ -54,8 +54,8 @@ def test_core_writes_what_is_read(tmp_path, monkeypatch):
     source = os.open(tmp_path, os.O_RDONLY)
     memory = bytearray(_server.stats_size(300))
     arguments = {
-        "payload_size": 1 << 20, "max_write": 1 << 20, "attr_timeout": 1.0, "entry_timeout": 1.0, "spin_us": 0.0,
-        "fixed_budget": 0, "identity": False, "xattr": True, "writeback": False,
+        "payload_size": 1 << 20, "max_write": 1 << 20, "fixed_budget": 0, "identity": False,
+        "xattr": True, "writeback": False,
     }
     while True:
         try:
