@@ -146,7 +146,7 @@ def test_group_member_makes_names(fs):
         as_ann(act, groups=[1, 2])
 
 
-@pytest.mark.parametrize("how", ["write", "truncate", "open to truncate", "chown", "append"])
+@pytest.mark.parametrize("how", ["write", "truncate", "open to truncate", "only open to truncate", "chown", "append"])
 def test_suid_and_sgid_go(fs, how):
     """A write by who may not keep them clears both bits, as in the source."""
     acts = {
@@ -154,6 +154,7 @@ def test_suid_and_sgid_go(fs, how):
         "append": lambda path: write(path, b"x", os.O_WRONLY | os.O_APPEND),
         "truncate": lambda path: os.truncate(path, 1),
         "open to truncate": lambda path: write(path, b"x", os.O_WRONLY | os.O_TRUNC),
+        "only open to truncate": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
         "chown": lambda path: os.chown(path, -1, GID),
     }
     modes = []

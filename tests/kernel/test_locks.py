@@ -170,6 +170,32 @@ def test_lock_beside_the_mount(fs, lockers):
     assert one.answer() == one.do("u", 0) == two.answer() == "got"
 
 
+def test_to_the_end_of_the_file(lockers):
+    """Locks without an end, and unlocks."""
+    one, two = lockers(2)
+    assert one.do("w", 5, 0) == "got"
+    assert two.do("wn", 1 << 40) == EAGAIN
+    assert one.do("u", 10, 0) == two.do("wn", 1 << 40) == "got"
+    assert two.do("wn", 9) == EAGAIN
+    assert one.do("u", 0, 0) == two.do("wn", 0, 0) == "got"
+
+
+OFD_SETLK = 37
+
+
+def test_lock_of_an_open_file_ends_with_it(fs, lockers):
+    """An open file description's own lock (F_OFD_SETLK): not with the process's other closes, but with its last one."""
+    two = lockers(1)[0]
+    fd = os.open(fs.mnt / "a", os.O_RDWR)
+    fcntl.fcntl(fd, OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    os.close(os.open(fs.mnt / "a", os.O_RDWR))
+    copy = os.dup(fd)
+    os.close(fd)
+    assert two.do("wn", 0) == EAGAIN
+    os.close(copy)
+    until(lambda: two.do("wn", 0) == "got", "free")  # the RELEASE is not waited for
+
+
 @pytest.mark.parametrize("where", ["mnt", "src"])
 def test_deadlock_when_a_third_lets_go(fs, where):
     """What is in the way of a wait changes, and with it the wait closes a cycle: it ends then, as in the source."""

@@ -45,6 +45,17 @@ def test_fsname_and_flags(mount):
         subprocess.run([fs.mnt / "program"], check=False)
 
 
+@pytest.mark.parametrize("option, shown, hidden", [
+    ("nodiratime", {"nodiratime", "relatime"}, {"noatime"}), ("noatime", {"noatime"}, {"relatime"}),
+    ("strictatime", set(), {"relatime", "noatime"}), ("nosymfollow", {"nosymfollow"}, set()),
+    ("nosuid", {"nosuid"}, {"nodev", "noexec"}), ("nodev", {"nodev"}, {"nosuid"}), ("noexec", {"noexec"}, {"nosuid"}),
+])
+def test_each_flag(mount, option, shown, hidden):
+    """What is asked for is what the kernel has, and nothing else."""
+    options, _, _ = words_of(mount("-o", option).mnt)
+    assert shown <= set(options) and not hidden & set(options)
+
+
 @pytest.mark.parametrize("name", ["with space", "tab\tand \\ back", "comma,and=", "é", "x" * 240])
 def test_odd_names(mount, place, name):
     fs = mount(source=place / f"s {name}"[:255], mountpoint=place / name)

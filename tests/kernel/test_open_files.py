@@ -145,6 +145,23 @@ def test_shared_mapping(mount, option):
     assert all(data[at:at + 8] == b"%08d" % at for at in range(0, size, 4096) if at != 8192)
 
 
+@pytest.mark.parametrize("option", [(), ("--writeback",)], ids=["", "writeback"])
+def test_mapping_of_an_appender(mount, option):
+    """Stores go where they are made, though write(2) by the same open file goes to the end."""
+    fs = mount(*option)
+    (fs.src / "log").write_bytes(b"x" * 8192)
+    with opened(fs.mnt / "log", os.O_RDWR | os.O_APPEND) as fd:
+        with mmap.mmap(fd, 8192) as m:
+            m[100:105] = b"store"
+            m[5000:5005] = b"other"
+            m.flush()
+        os.write(fd, b"end")
+        os.fsync(fd)
+    data = (fs.src / "log").read_bytes()
+    assert len(data) == 8195 and data[-3:] == b"end"
+    assert (data[100:105], data[5000:5005]) == (b"store", b"other")
+
+
 def test_direct(fs):
     """O_DIRECT and the page cache see each other's writes, also at an odd end of file."""
     page = mmap.mmap(-1, 8192)
