@@ -27,7 +27,7 @@ sys.executable = "$(abspath build/asan/python)"
 endef
 export ASAN_PYTHON ASAN_SITE
 
-.PHONY: build debug debug-asan test test-unit test-kernel test-debug test-asan bench man lint deb clean run
+.PHONY: build debug debug-asan test test-unit test-kernel test-debug test-asan mutants bench man lint deb clean run
 
 build:
 	./start --setup
@@ -64,6 +64,10 @@ test-debug: debug
 
 test-asan: debug-asan
 	cd build/asan && ./python -m pytest $(ARGS)
+
+mutants:
+	./start --setup test
+	$(PYTHON) tools/mutants $(ARGS)
 
 bench:
 	./start --setup test

@@ -164,6 +164,59 @@ assert ask(16, node=f, argument=out[:8] + struct.pack("=QI", 0, 0xffffffff), pag
     assert not said
 
 
+PIPE = r"""
+import fcntl, threading, time
+f = node(b"f")
+error, out = ask(14, node=f, argument=struct.pack("=II", os.O_RDWR, 0))
+assert not error
+def place(end):
+    for n in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink("/proc/self/fd/" + n) == source + "/f" and not fcntl.fcntl(int(n), fcntl.F_GETFL) & os.O_PATH:
+                return os.dup2(end, int(n))
+        except OSError:
+            continue
+    raise AssertionError("no fd of the file")
+a, b = os.pipe()
+fcntl.fcntl(a, fcntl.F_SETPIPE_SZ, 4096)
+"""
+
+
+def test_short_reads_are_gone_on_with():
+    """The ring gives less than was asked for: the rest is read. A pipe in the file's place gives what is there."""
+    counts, said = loop(PIPE + r"""
+place(a)
+def feed():
+    for _ in range(4):
+        os.write(b, b"12345")
+        time.sleep(0.1)
+thread = threading.Thread(target=feed)
+thread.start()
+assert ask(15, node=f, argument=out[:8] + struct.pack("=QI", 0, 20), pages=4096) == (0, b"12345" * 4)
+thread.join()
+""")
+    assert counts[2] > 1  # by the ring, more than once
+    assert not said
+
+
+def test_short_writes_are_gone_on_with():
+    counts, said = loop(PIPE + r"""
+place(b)
+taken = []
+def drain():
+    while sum(taken) < 8192:
+        time.sleep(0.1)
+        taken.append(len(os.read(a, 4096)))
+thread = threading.Thread(target=drain)
+thread.start()
+error, reply = ask(16, node=f, argument=out[:8] + struct.pack("=QI", 0, 8192), pages=8192)
+assert (error, reply[:4]) == (0, struct.pack("=I", 8192)), (error, reply)
+thread.join()
+""")
+    assert counts[2] > 1
+    assert not said
+
+
 def test_refused_and_gone_on():
     """Each of what is refused is counted, the first is said, and the queue goes on."""
     counts, said = loop(r"""
