@@ -99,9 +99,9 @@ with tempfile.TemporaryDirectory() as source:
         fixed_budget=0, identity=False, locks=True, xattr=True, writeback=False)
     serving.configure(core, Options(spin_us=0), passthrough=False)
     q = _testing.Loop(core, 8192, 4, 0xFFFF, 8192, True)
-    def ask(opcode, node=1, argument=b"", payload=b"", pages=0, flags=0, commit=7, size=None):
+    def ask(opcode, node=1, argument=b"", payload=b"", pages=0, flags=0, commit=7, size=None, location=2):
         h = struct.pack("=IIQQIIIHH", 168 + len(payload), opcode, 99, node, 0, 0, 1, 0, 0).ljust(128, b"\0")
-        io = struct.pack("=QQIIQ", flags | bool(pages), commit, len(payload) if size is None else size, 2, 0)
+        io = struct.pack("=QQIIQ", flags | bool(pages), commit, len(payload) if size is None else size, location, 0)
         return q.request(h + argument.ljust(128, b"\0") + io, payload, 2 * 8192, pages)
     def node(name):
         error, out = ask(1, payload=name + b"\0")
@@ -172,7 +172,8 @@ assert not error
 def place(end):
     for n in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink("/proc/self/fd/" + n) == source + "/f" and not fcntl.fcntl(int(n), fcntl.F_GETFL) & os.O_PATH:
+            path, how = os.readlink("/proc/self/fd/" + n), fcntl.fcntl(int(n), fcntl.F_GETFL)
+            if path == source + "/f" and not how & os.O_PATH:
                 return os.dup2(end, int(n))
         except OSError:
             continue
@@ -229,6 +230,18 @@ for _ in range(3):
 """)
     assert counts[0] == 9
     assert said.count("malformed request refused") == 1
+
+
+def test_what_finds_no_room_is_taken_back():
+    """A request without a payload that opens something: EIO, and no handle is left."""
+    _, said = loop(r"""
+f = node(b"f")
+before = core.live
+assert ask(14, node=f, argument=struct.pack("=II", 2, 0), location=0xffff)[0] == -5
+assert ask(27, location=0xffff)[0] == -5
+assert core.live == before
+""")
+    assert not said
 
 
 def test_entries_lost():
