@@ -76,6 +76,35 @@ def test_what_is_in_use(fs: Daemon):
         assert len(queues) == 0 and s.header["readers"] >= 4
 
 
+def test_counters_are_what_they_say(mount):
+    fs = mount("--attr-timeout=100", "--entry-timeout=100", "--direct-io")
+    names = "lookups forgets opens releases read_bytes write_bytes errors".split()
+    for n in range(5):
+        (fs.src / f"f{n}").write_bytes(b"x" * 100)
+    os.stat(fs.mnt)
+
+    def counted(act) -> dict[str, int]:
+        first = fs.stats()
+        act()
+        s = fs.stats()
+        return {n: s.total(n) - first.total(n) for n in names if s.total(n) != first.total(n)}
+
+    assert counted(lambda: [os.stat(fs.mnt / f"f{n}") for n in range(5)]) == {"lookups": 5}
+    assert counted(lambda: os.path.exists(fs.mnt / "none")) in ({}, {"errors": 1})
+    fds: list[int] = []
+    for _ in range(2):
+        assert counted(lambda: fds.append(os.open(fs.mnt / "f0", os.O_RDWR))) == {"opens": 1}
+    fd = fds[0]
+    assert counted(lambda: os.pread(fd, 60, 0)) == {"read_bytes": 60}
+    assert counted(lambda: os.pwrite(fd, b"x" * 70, 0)) == {"write_bytes": 70}
+    before = fs.stats()
+    for fd in fds:
+        os.close(fd)
+    until(lambda: fs.stats().total("releases") - before.total("releases") == 2, "released")
+    os.unlink(fs.mnt / "f1")
+    until(lambda: fs.stats().total("forgets") - before.total("forgets") == 1, "forgotten")
+
+
 def shown(*command: str | Path) -> dict:
     """What a subcommand says as JSON."""
     done = run(*command, "--json")

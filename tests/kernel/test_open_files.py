@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+from _daemon import until
 from _modes import DATA_TOO
 
 pytestmark = DATA_TOO
@@ -160,6 +161,35 @@ def test_mapping_of_an_appender(mount, option):
     data = (fs.src / "log").read_bytes()
     assert len(data) == 8195 and data[-3:] == b"end"
     assert (data[100:105], data[5000:5005]) == (b"store", b"other")
+
+
+def test_stores_change_the_times(mount, transport):
+    """Into an mmap of a file that the kernel has passed through it sees none, and is told when the file is closed."""
+    if transport != "passthrough":
+        pytest.skip("there stores come as writes")
+    fs = mount("--attr-timeout=100", "--entry-timeout=100")
+    (fs.mnt / "f").write_bytes(b"x" * 4096)
+    with opened(fs.mnt / "f", os.O_RDWR) as fd:
+        os.utime(fd, (1, 1))
+        assert os.fstat(fd).st_mtime == 1
+        with mmap.mmap(fd, 4096) as m:
+            m[:5] = b"store"
+            m.flush()
+    assert os.stat(fs.mnt / "f").st_mtime_ns == os.stat(fs.src / "f").st_mtime_ns > 10**18
+
+
+def test_backing_files_go_with_their_inodes(mount, transport):
+    """The kernel keeps what it has of a source's file, and so the file's space, no longer than the file."""
+    if transport != "passthrough":
+        pytest.skip("of kernel passthrough")
+    fs = mount()
+    for n in range(10):
+        (fs.mnt / f"f{n}").write_bytes(b"x" * 4096)
+    assert fs.stats().header["backings"] == 10
+    for n in range(10):
+        os.unlink(fs.mnt / f"f{n}")
+    until(lambda: fs.stats().header["inodes"] == 1, "forgotten")
+    assert fs.stats().header["backings"] == 0
 
 
 def test_direct(fs):

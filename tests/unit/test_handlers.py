@@ -144,6 +144,16 @@ def test_open_files_outlive_their_names(source):
 
 
 @apart
+def test_many_inodes_are_found_again(source):
+    """The table grows, and all are in it."""
+    with served(source) as m:
+        many = _testing.Inodes(m.core, 20000)
+        assert many.by_nodeid(50000) == 50000
+        assert many.by_stat(50000) == 50000
+        many.close()
+
+
+@apart
 def test_generation_tells_reused_nodeids(source):
     """The same nodeid is never given out again with the same generation: the kernel would take one file for another."""
     seen = set()
