@@ -102,6 +102,8 @@ class Daemon:
     def __init__(self, target: Target, source: Path, mountpoint: Path):
         self.target, self.source, self.mountpoint = target, source, mountpoint
         self.log = mountpoint.with_name(mountpoint.name + ".log")
+        self.mounted_after = self.ended_after = 0.0  # seconds that starting and unmounting took
+        self.began = time.monotonic()
         words = [w.replace("{src}", str(source)).replace("{mnt}", str(mountpoint))
                  for w in shlex.split(target.command)]
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(ROOT)) if p)
@@ -129,12 +131,14 @@ class Daemon:
                     f"(it must stay in the foreground): {self.said()}")
             if time.monotonic() > end:
                 raise TargetError(f"{self.target.name}: not mounted after {seconds:.0f} s: {self.said()}")
-            time.sleep(0.01)
+            time.sleep(0.002)
         os.stat(self.mountpoint)
+        self.mounted_after = time.monotonic() - self.began
 
     def end(self) -> None:
         """Unmount and see the process off; by force if it must be. Ctrl-C waits until that is done."""
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        began = time.monotonic()
         try:
             for words in (["umount"], ["fusermount3", "-u", "-q"]):
                 for _ in range(20):  # a process that has just ended may keep it busy for a moment
@@ -152,6 +156,7 @@ class Daemon:
                     break
             if mounted(self.mountpoint):
                 subprocess.run(["umount", "-l", str(self.mountpoint)], check=False)
+            self.ended_after = time.monotonic() - began
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
@@ -169,11 +174,6 @@ class Daemon:
         """Of these, those that tell the transport."""
         s = self.page()
         return None if s is None else {c: s.total(c) for c in ("ring_requests", "dev_requests", "read_bytes")}
-
-    def handler_ns(self) -> int | None:
-        """Time between the arrival of requests and their answers so far, summed up; None for a foreign daemon."""
-        s = self.page()
-        return None if s is None else sum(one.ns for one in s.latencies().values())
 
     def writing_calls(self) -> int:
         with open(f"/proc/{self.pid}/io", encoding="ascii") as f:
