@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from passthru import _server, _testing, sandbox, status_page
+from passthru import _server, _testing, sandbox, serving, status_page
+from passthru.options import Options
 
 OPCODES = {name: n for n, name in status_page.OPCODES.items()}
 ENTRY, ATTR, OPENED = 128, 104, 16  # bytes of replies
@@ -133,14 +134,17 @@ class Mount:
 
 
 @contextmanager
-def served(source: Path, flags: int = 0, minor: int = 46, fd_cache: int = 16, **options: Any) -> Iterator[Mount]:
-    """A directory served to the calling thread's questions. flags: of INIT."""
+def served(
+    source: Path, flags: int = 0, minor: int = 46, fd_cache: int = 16, identity: bool = False, **options: Any,
+) -> Iterator[Mount]:
+    """A directory served to the calling thread's questions. flags: of INIT; options: as a mount has them."""
     fd = os.open(source, os.O_RDONLY)
     sandbox.fd_directory()
     page = bytearray(_server.stats_size(16))
-    values = {"payload_size": PAYLOAD, "max_write": PAYLOAD, "attr_timeout": 1.0, "entry_timeout": 1.0, "spin_us": 0,
-              "fixed_budget": 0, "identity": False, "locks": True, "xattr": True, "writeback": False}
-    core = _server.ServerCore(fd, page, 16, 4, fd_cache, **{**values, **options})
+    core = _server.ServerCore(
+        fd, page, 16, 4, fd_cache, payload_size=PAYLOAD, max_write=PAYLOAD, fixed_budget=0, identity=identity, locks=True,
+        xattr=True, writeback=False)
+    serving.configure(core, Options(**{"spin_us": 0, **options}), passthrough=False)
     core.negotiated(flags, minor, -1, False)
     yield Mount(source, core)
     core.stop()

@@ -12,14 +12,15 @@ from passthru import _sys
 ENV = {**os.environ, "PYTHONPATH": str(Path(passthru.__file__).parent.parent)}
 ASK = """
 import os, struct, sys
-from passthru import _server, _testing, sandbox, status_page
+from passthru import _server, _testing, sandbox, serving, status_page
+from passthru.options import Options
 NUMBERS = {name: n for n, name in status_page.OPCODES.items()}
 source = os.open(sys.argv[1], os.O_RDONLY)
 fds = {name: os.open(name, os.O_PATH, dir_fd=source) for name in sorted(os.listdir(source))}
 sandbox.fd_directory()
 core = _server.ServerCore(source, bytearray(_server.stats_size(8)), 8, 1, 16, payload_size=8192, max_write=8192,
-    attr_timeout=1.0, entry_timeout=1.0, spin_us=0, fixed_budget=0, identity=False, locks=True, xattr=True,
-    writeback=False)
+    fixed_budget=0, identity=False, locks=True, xattr=True, writeback=False)
+serving.configure(core, Options(spin_us=0), passthrough=False)
 q = _testing.Requests(core, 8192)
 
 def request(name, nodeid, argument=b"", payload=b""):

@@ -240,11 +240,11 @@ def test_pages_are_kept_of_what_is_unchanged(source, kind, age, kept):
 
 
 @apart
-@pytest.mark.parametrize("policy, kept", [(0, False), (2, True)])
+@pytest.mark.parametrize("policy, kept", [("never", False), ("always", True)])
 def test_cache_policy(source, policy, kept):
     (source / "f").touch()
     os.utime(source / "f", (1e9, 1e9))
-    with served(source, keep_cache=policy) as m:
+    with served(source, cache=policy) as m:
         node, _ = m.first.lookup(b"f")
         for _ in range(2):
             assert bool(m.first.open(node)[1] & KEEP_CACHE) == kept
