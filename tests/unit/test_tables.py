@@ -1,10 +1,23 @@
 """What is said in more than one place says the same: names and numbers of abi.h, of the tables, and of Python."""
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from passthru import _confine, _dialect, _mounts, _ops, init, options, probe, seccomp, status_page
+from passthru import (
+    _confine,
+    _dialect,
+    _mounts,
+    _ops,
+    capabilities,
+    init,
+    mounting,
+    options,
+    probe,
+    seccomp,
+    status_page,
+)
 
 PACKAGE = Path(__file__).resolve().parents[2] / "passthru"
 ABI, CYTHON_ABI, LIBC = ((PACKAGE / name).read_text() for name in ("abi.h", "_abi.pxd", "_libc.pxd"))
@@ -39,6 +52,13 @@ def test_every_opcode_has_a_row():
     assert {name: row["opcode"] for name, row in _ops.operations().items()} == numbers
     assert {v: n for n, v in numbers.items()} == status_page.OPCODES
     assert max(numbers.values()) < enumerators("fuse_opcode")["FUSE_OPCODES"]
+
+
+def test_the_server_of_tests():
+    """It is a program of its own, which imports nothing of ours."""
+    text = (PACKAGE.parent / "tests" / "kernel" / "_stalling.py").read_text()
+    numbers = ast.literal_eval(re.search(r"^OPCODES = (\{.*?\})", text, re.DOTALL | re.MULTILINE)[1])
+    assert numbers == {name: row["opcode"] for name, row in _ops.operations().items() if name in numbers}
 
 
 def test_opcode_of_init():
@@ -148,3 +168,33 @@ def test_filesystems():
     assert {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse", "lustre"} <= _mounts.REMOTE
     assert {"overlay", "ecryptfs"} == _mounts.STACKED and _mounts.STACKED < probe.NO_BACKING
     assert not _mounts.REMOTE & _mounts.STACKED
+
+
+@pytest.mark.parametrize(("header", "module", "prefix"), [
+    ("capability.h", capabilities, "CAP_"), ("mount.h", mounting, "MOUNT_ATTR_"),
+    ("prctl.h", seccomp, "PR_"), ("sched.h", seccomp, "CLONE_FS")])
+def test_python_has_the_kernels_numbers(header, module, prefix):
+    if not (KERNEL / header).exists():
+        pytest.skip("no kernel headers")
+    theirs = constants((KERNEL / header).read_text())
+    ours = {name: n for name, n in vars(module).items() if name.startswith(prefix) and name in theirs}
+    assert ours
+    assert ours == {name: theirs[name] for name in ours}
+
+
+def members(struct: str) -> list[str]:
+    """The names of a struct's members in _stats.pxd."""
+    body = (PACKAGE / "_stats.pxd").read_text().partition(f"cdef struct {struct}:")[2].partition("\n\n")[0]
+    return re.findall(r"^    \w+ (\w+)", body, re.MULTILINE)
+
+
+def test_layout_of_the_status_page():
+    """Names, in their order; that sizes are the same is seen when a page is read (test_stats.py)."""
+    text = (PACKAGE / "_stats.pxd").read_text()
+    assert [name for name, _ in status_page.HEADER_FIELDS] == members("StatsHeader")
+    assert [field[0] for field in status_page.BLOCK_FIELDS] == members("ThreadStats")
+    for name in ("MAGIC", "VERSION", "HEADER"):
+        assert int(re.search(rf"STATS_{name} = (\w+)", text)[1], 0) == getattr(status_page, name)
+    kinds = {int(n): name.lower() for name, n in re.findall(r"T_(\w+) = (\d)", text)}
+    assert {0: "", **kinds} == status_page.KINDS
+    assert len(status_page.COUNTERS) + int(re.search(r"spare\[(\d+)\]", text)[1]) == 30
