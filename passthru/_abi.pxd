@@ -590,6 +590,7 @@ cdef extern from "abi.h" nogil:
     int sys_cap_fsetid(int up)
     enum:
         PROC_FD
+        PAGE
     bint sys_is_capable(uint32_t tid, unsigned cap)
     bint sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, uint32_t gid)
     bint sys_in_group(uint32_t tid, uint32_t gid)
@@ -613,6 +614,8 @@ cdef extern from "abi.h" nogil:
     int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value, int aux)
     int sys_fsmount(int fd, unsigned flags, unsigned attr)
     int sys_move_mount(int fd, const char *a, int fd2, const char *b, unsigned flags)
+    uint64_t page_down(uint64_t n)
+    uint64_t page_up(uint64_t n)
     int leading_zeros(uint64_t v)
     uint64_t now_ns()
     uint32_t atomic_add32(uint32_t *p, uint32_t n)

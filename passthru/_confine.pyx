@@ -42,11 +42,15 @@ cdef extern from * nogil:
     enum { PASSTHRU_SANITIZED = 0 };
     #endif
 
+    #ifndef SYS_SECCOMP /* the C library has no siginfo code for it */
+    #define SYS_SECCOMP 1
+    #endif
+
     static void (*passthru_violated)(int number);
     static void passthru_on_sigsys(int sig, siginfo_t *info, void *context)
     {
         (void)context;
-        if (info->si_code == 1 /* SYS_SECCOMP */)
+        if (info->si_code == SYS_SECCOMP)
             passthru_violated(info->si_syscall);
         raise(sig); /* by its default action now: the end */
     }

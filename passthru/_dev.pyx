@@ -17,7 +17,6 @@ from passthru._serve cimport context_close, context_open
 from passthru._stats cimport T_DEV, stats_answered
 
 cdef enum:
-    PAGE = 4096
     # Write data follows these in the request; it is read to a page boundary.
     WRITE_HEADERS = sizeof(fuse_in_header) + sizeof(fuse_write_in)
 

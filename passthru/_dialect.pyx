@@ -244,7 +244,7 @@ cdef int bufpool_register(Queue *q, Worker *w) noexcept nogil:
 # ----------------------------------------------------------------- bufring
 
 cdef inline size_t headers_len(Queue *q) noexcept nogil:
-    return (header_slots(q) * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+    return page_up(header_slots(q) * sizeof(fuse_uring_req_header))
 
 
 cdef bint bufring_pins(Queue *q, uint64_t pins) noexcept nogil:

@@ -70,7 +70,6 @@ cdef struct Config:
     uint32_t entry_valid_nsec
     uint64_t negative_valid    # that a name does not exist
     uint32_t negative_valid_nsec
-    uint64_t init_flags        # negotiated
     uint64_t spin_ns
     uint64_t fixed_budget      # bytes of payload memory that may be pinned
     int identity               # act as the caller (the daemon may change its ids)

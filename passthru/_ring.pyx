@@ -52,7 +52,7 @@ cdef void cpu_only(cpu_set_t *mask, unsigned cpu) noexcept nogil:
 # ---------------------------------------------------------------- set-up
 
 cdef inline size_t entries_size(unsigned depth) noexcept nogil:
-    return ((depth + SPARES) * sizeof(Entry) + 4095) & ~<size_t> 4095
+    return page_up((depth + SPARES) * sizeof(Entry))
 
 
 cdef void entry_init(Queue *q, unsigned n, unsigned id) noexcept nogil:
@@ -117,7 +117,7 @@ cdef int worker_open(Worker *w, Server *s, unsigned *qids, unsigned nqueues, uns
     w.wake_fd = eventfd(0, EFD_CLOEXEC)
     if w.wake_fd < 0:
         return -errno
-    w.slots_len = (slots * sizeof(fuse_uring_req_header) + 4095) & ~<size_t> 4095
+    w.slots_len = page_up(slots * sizeof(fuse_uring_req_header))
     m = mmap(NULL, w.slots_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if m == MAP_FAILED:
         return -ENOMEM

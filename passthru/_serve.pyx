@@ -29,8 +29,8 @@ cdef void reserve_block(Server *s, unsigned n) noexcept nogil:
     If there is no room its pages become memory of our own; then nobody else sees these counters.
     """
     cdef uint64_t at = STATS_HEADER + n * sizeof(ThreadStats)
-    cdef uint64_t first = at & ~<uint64_t> 4095
-    cdef uint64_t end = (at + sizeof(ThreadStats) + 4095) & ~<uint64_t> 4095
+    cdef uint64_t first = page_down(at)
+    cdef uint64_t end = page_up(at + sizeof(ThreadStats))
     if s.stats_fd < 0 or fallocate(s.stats_fd, 0, at, sizeof(ThreadStats)) == 0:
         return
     # A confined daemon has no fd of the file any more; this way it takes the blocks' memory at once.

@@ -167,7 +167,6 @@ cdef class ServerCore:
         if passthrough:
             self.s.inodes.server = &self.s
             self.s.inodes.forget = forget_backing
-        self.s.config.init_flags = flags
         self.s.config.direct_opens = (flags & FUSE_DIRECT_IO_ALLOW_MMAP) != 0
         self.s.config.selinux = (flags & FUSE_SECURITY_CTX) != 0
         self.s.stats.init_flags = flags
@@ -212,7 +211,7 @@ cdef class ServerCore:
 
     def mounted_below(self, uint64_t dev, uint64_t ino, bytes name, int fd):
         """The mountpoint is `name` in the source's directory (dev, ino); fd, taken over, is what lies under it."""
-        if len(name) > 255:
+        if len(name) >= sizeof(self.s.below_name):
             raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG), os.fsdecode(name))
         strncpy(self.s.below_name, name, sizeof(self.s.below_name) - 1)
         self.s.below_dev = dev

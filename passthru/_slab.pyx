@@ -35,7 +35,7 @@ cdef void slab_destroy(Slab *s) noexcept nogil:
 
 
 cdef inline size_t chunk_bytes(Slab *s) noexcept nogil:
-    return (s.item * CHUNK_SLOTS + 4095) & ~<size_t> 4095
+    return page_up(s.item * CHUNK_SLOTS)
 
 
 cdef void list_add(Shard *sh, Chunk *c) noexcept nogil:

@@ -129,7 +129,7 @@ cdef int blocking_lseek(Request *r) noexcept nogil:
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef int64_t at
     if server_of(r).config.writeback:
-        notify_pages(server_of(r), r.file.node, <int64_t> (arg.offset & ~<uint64_t> 4095), 0)
+        notify_pages(server_of(r), r.file.node, <int64_t> page_down(arg.offset), 0)
     at = lseek(r.fd, <int64_t> arg.offset, arg.whence)
     if at < 0:
         return -errno

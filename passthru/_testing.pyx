@@ -21,7 +21,6 @@ from passthru._stats cimport latency_bucket as bucket
 from passthru._uring cimport *
 
 cdef enum:
-    PAGE = 4096
     UNTOUCHED = 0xA5
     DEPTH = 3              # of Loop's queue; the one in the middle is used
 

@@ -832,6 +832,12 @@ static inline void cpu_relax(void)
 #endif
 }
 
+/* Memory is asked for, and given to the kernel, in whole pages of the smallest size that there is. */
+enum { PAGE = 4096 };
+
+static inline uint64_t page_down(uint64_t n) { return n & ~(uint64_t)(PAGE - 1); }
+static inline uint64_t page_up(uint64_t n) { return page_down(n + PAGE - 1); }
+
 /* How many of the highest bits are 0; v is not. */
 static inline int leading_zeros(uint64_t v) { return __builtin_clzll(v); }
 
