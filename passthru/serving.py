@@ -1,4 +1,4 @@
-"""The threads that serve a mount: of the queues, of /dev/fuse, and the housekeeper."""
+"""What serves a mount: its server's tables, and the threads of the queues, of /dev/fuse, and the housekeeper."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from . import _confine, _server, log, threads
+from . import _confine, _server, log, resources, threads
 from .cpus import Share
 from .errors import PassthruError, reason
 from .options import CACHE, Options
+from .status_page import Page
 from .threads import ServingThread
 from .transport import Form, Outcome
 
@@ -26,6 +27,52 @@ def configure(core: _server.ServerCore, o: Options, *, passthrough: bool) -> Non
         attr_timeout=o.attr_timeout, entry_timeout=o.entry_timeout, negative_timeout=o.negative_timeout,
         direct_io=o.direct_io or policy.direct_io, keep_cache=policy.keep, spin_us=o.spin_us,
         parallel_writes=o.parallel_direct_writes, passthrough=passthrough and o.passthrough)
+
+
+def _blocks(threads: int) -> int:
+    """How many threads have counters of their own, with so many threads of queues."""
+    return threads + 256 + POOL_THREADS
+
+
+def stats_size(threads: int) -> int:
+    """Bytes of the status page, with so many threads of queues."""
+    return _server.stats_size(_blocks(threads))
+
+
+def make_core(
+    o: Options, source_fd: int, page: Page, threads: int, entries: int, *, identity: bool, fixed_size: bool,
+    mountinfo: int,
+) -> _server.ServerCore:
+    """The server of a mount, before INIT, with so many threads of queues and entries in all. Raises OSError."""
+    core = _server.ServerCore(
+        source_fd, page.memory, _blocks(threads), POOL_THREADS, resources.fd_cache_size(),
+        payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
+        fixed_budget=min(entries * o.payload_size, resources.memory() // 64),
+        identity=identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback, null_io=o.null_io,
+        fixed_size=fixed_size, all_submounts=o.submounts == "all", trust_modes=o.trust_modes, mountinfo=mountinfo,
+        stats_fd=page.fd)
+    configure(core, o, passthrough=False)  # that comes with INIT
+    return core
+
+
+def check_level(core: _server.ServerCore, page: Page) -> None:
+    """Debug builds: what was taken has been given back. Raises PassthruError."""
+    from . import stats  # numpy, for debug builds only
+
+    if page.path is None:
+        return
+    s = stats.of_memory(page.memory, page.path)
+    asked, answered = s.total("ring_requests"), s.total("commits")
+    lost = s.total("entries_lost")
+    bad = []
+    if asked != answered or lost:
+        bad.append(f"{asked} ring requests, {answered} commits, {lost} entries lost")
+    if s.total("opens") - s.total("releases") != core.live[1]:
+        bad.append(f"{s.total('opens')} opens, {s.total('releases')} releases, {core.live[1]} handles live")
+    if s.total("forgets") > s.total("lookups"):
+        bad.append(f"{s.total('lookups')} lookups, {s.total('forgets')} forgets")
+    if bad:
+        raise PassthruError("counters not level: " + "; ".join(bad))
 
 
 class Queue(ServingThread):
