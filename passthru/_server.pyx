@@ -1,7 +1,7 @@
 """One mount's server as Python sees it: thin wrappers around the C structures.
 
 Threads are Python threads that stay in one `with nogil` call for their life; Python
-brings them up and down (session.py), and no Python object is touched while they serve.
+brings them up and down (serving.py), and no Python object is touched while they serve.
 """
 import os
 

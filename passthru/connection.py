@@ -187,6 +187,8 @@ class Connection:
                 raise MountError(f"mount on {self.target}: {reason(e)}") from None
             self._visible = True
             self._superblock.close()
+        if self.page is not None and self.page.path is None:
+            self.page.unlist()  # fusermount3's mount has gone already; later there may be no path to this file
         os.close(self.target_fd)
 
     def _place(self, mount_fd: int, dev: int) -> None:
@@ -224,12 +226,12 @@ class Connection:
     def record(self) -> Record:
         """What another process needs to know, beside fds(). It has to be attached."""
         assert self.agreement is not None and self.mount_id
-        page = str(self.page.path) if self.page is not None and self.page.open else ""
+        page = str(self.page.path) if self.page is not None and self.page.has_file else ""
         return Record(self.target, self.mount_id, self.dev, page, self.agreement)
 
     def fds(self) -> list[int]:
         """The fds that go with the record."""
-        return [self.fuse_fd] + ([self.page.fd] if self.page is not None and self.page.open else [])
+        return [self.fuse_fd] + ([self.page.fd] if self.page is not None and self.page.has_file else [])
 
     def send(self, to: socket.socket) -> None:
         """Hand the connection to whoever is at the other end of a SOCK_SEQPACKET socket; it stays ours too.

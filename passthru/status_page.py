@@ -215,7 +215,7 @@ class Page:
         return page
 
     @property
-    def open(self) -> bool:
+    def has_file(self) -> bool:
         """Is `fd` the page's, and has it a name? A daemon that has confined itself has another file in its place."""
         if self.fd < 0 or self.path is None:
             return False
@@ -291,12 +291,16 @@ class Page:
         self.describe(settings=text, settings_len=len(text))
         self.describe(settings_seq=(changing + 1) & 0xFFFFFFFF)
 
-    def remove(self) -> None:
+    def unlist(self) -> None:
         """Take page and socket out of sight; the memory stays as long as it is used."""
         name = self.path or self._unnamed
         if name is not None:
             remove(name, self.identity)
         self._unnamed = None
+
+    def remove(self) -> None:
+        """The same, when no more memory of it will be reserved."""
+        self.unlist()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
