@@ -316,7 +316,7 @@ class Connection:
         try:
             fds = self._background_fds or self._open_background()
             for fd, value in zip(fds, (n, n * 3 // 4 or 1), strict=True):
-                os.pwrite(fd, str(value).encode(), 0)
+                os.write(fd, str(value).encode())  # pwrite(2) is ESPIPE, and the position stays 0
         except OSError as e:
             raise PassthruError(f"max_background: {self._files}: {reason(e)}") from None
         finally:
