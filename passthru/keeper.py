@@ -153,20 +153,29 @@ class _Server:
                 os.close(fd)
 
     def _attach_asked(self, page: list[int], mount_fd: int) -> tuple[None, int]:
-        place = self._place
-        told = self._mounted_asked(*_sys.mount_identity(mount_fd), page)
-        if place >= 0:
+        place = self._take_place()
+        try:
+            self._know(*_sys.mount_identity(mount_fd), page)  # before others see the mount
             _sys.move_mount(mount_fd, place)
+        finally:
             os.close(place)
-        return told
+        return None, -1
 
     def _mounted_asked(self, dev: int, mount_id: int, page: list[int]) -> tuple[None, int]:
-        """Which mount it is, said once."""
-        if self._place >= 0:
-            self._dev, self._mount_id = int(dev), int(mount_id)
-            self._page = int(page[0]), int(page[1])
-            self._place = -1
+        os.close(self._take_place())
+        self._know(int(dev), int(mount_id), page)
         return None, -1
+
+    def _take_place(self) -> int:
+        """The fd of where the mount is to be: which one it is is said once."""
+        if self._place < 0:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        place, self._place = self._place, -1
+        return place
+
+    def _know(self, dev: int, mount_id: int, page: list[int]) -> None:
+        self._dev, self._mount_id = dev, mount_id
+        self._page = int(page[0]), int(page[1])
 
     def _unmount_asked(self, lazy: bool) -> tuple[str, int]:
         return mounting.unmount(self._target, self._mount_id, self._root, lazy=bool(lazy)), -1

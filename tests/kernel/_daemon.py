@@ -110,6 +110,17 @@ def forget_pages(pid: int) -> None:
         status_page.socket_path(page).unlink(missing_ok=True)
 
 
+def keepers(daemon: int) -> list[int]:
+    """The keeper of a daemon, if it has one."""
+    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    return [int(pid) for pid in children if is_keeper(int(pid))]
+
+
+def open_files(pid: int) -> list[int]:
+    """The fds of a process."""
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+
+
 def mounts_below(path: Path) -> list[str]:
     return [m.target for m in mounts() if m.target.startswith(f"{path}/") or m.target == str(path)]
 

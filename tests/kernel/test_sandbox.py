@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from _daemon import environment, is_keeper, left_pages, mounted, until
+from _daemon import environment, keepers, left_pages, mounted, open_files, until
 
 from passthru import _confine, capabilities, monitor, sandbox
 
@@ -206,11 +206,6 @@ def test_submounts_come_and_go(attacked, place):
     assert daemon.process.wait(20) == 0
 
 
-def keepers(daemon: int) -> list[int]:
-    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    return [int(pid) for pid in children if is_keeper(int(pid))]
-
-
 def test_keeper(mount):
     """It has no more than it needs, and goes with its daemon."""
     fs = mount("--sandbox", "seccomp")
@@ -218,6 +213,7 @@ def test_keeper(mount):
     (t,) = threads(keeper)
     wanted = sandbox.mask(capabilities.CAP_SYS_ADMIN, capabilities.CAP_DAC_READ_SEARCH)
     assert int(t["CapPrm"], 16) == int(t["CapBnd"], 16) == wanted and t["NoNewPrivs"] == "1"
+    assert open_files(keeper) == [0, 1, 2, 3]  # and a socket to the daemon
     fs.umount()
     assert fs.wait() == 0
     assert not Path(f"/proc/{keeper}").exists()

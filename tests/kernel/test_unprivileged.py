@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from _daemon import START, environment, mounted, until
+from _daemon import START, environment, keepers, mounted, open_files, until
 from _users import NOBODY, as_user
 
 from passthru import control, monitor
@@ -89,6 +89,8 @@ def test_mount_use_unmount(users_mount, place, transport):
     as_nobody("sh", "-c", f"echo hello >{place}/mnt/f && mkdir {place}/mnt/d && ls -l {place}/mnt")
     assert (place / "src" / "f").read_text() == "hello\n"
     assert os.stat(place / "src" / "f").st_uid == NOBODY
+    (keeper,) = keepers(process.pid)
+    assert open_files(keeper) == [0, 1, 2, 3]  # none of them keeps the mountpoint busy
     with pytest.raises(PermissionError):  # not even root, without allow_other
         os.listdir(place / "mnt")
     as_nobody("fusermount3", "-u", place / "mnt")
