@@ -271,9 +271,9 @@ def live() -> list[Snapshot]:
 
 
 def of(mountpoint: str | os.PathLike[str]) -> Snapshot:
-    """The snapshot of the mount at `mountpoint`. LookupError if none of ours is there."""
+    """The snapshot of the mount at `mountpoint`, the newest. LookupError if none of ours is there."""
     want = os.fspath(os.path.abspath(mountpoint))
-    for snapshot in reversed(live()):
-        if snapshot.mountpoint == want:
-            return snapshot
-    raise LookupError(f"{os.fspath(mountpoint)}: no live passthru mount")
+    found = [s for s in live() if s.mountpoint == want]  # others have been detached, or have another one over them
+    if not found:
+        raise LookupError(f"{os.fspath(mountpoint)}: no live passthru mount")
+    return max(found, key=lambda s: int(s.header["start_ticks"]))

@@ -117,6 +117,19 @@ def test_live(tmp_path, monkeypatch):
         stats.of("/dead")
 
 
+@pytest.mark.parametrize("ours, younger", [("0:8", "0:9"), ("0:9", "0:10")])
+def test_newest(tmp_path, monkeypatch, ours, younger):
+    """A mount that was detached may live on beside the next one of that place; its number says nothing of its age."""
+    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    with subprocess.Popen(["sleep", "60"]) as p:
+        try:
+            make_page(tmp_path / ours, mountpoint=b"/m")
+            make_page(tmp_path / younger, mountpoint=b"/m", pid=p.pid, start_ticks=status_page.start_ticks(p.pid))
+            assert len(stats.live()) == 2 and stats.of("/m").pid == p.pid
+        finally:
+            p.kill()
+
+
 def test_own_page(tmp_path, monkeypatch):
     monkeypatch.setattr(status_page, "directory", lambda: tmp_path / "a" / "b")
     page = status_page.Page(_server.stats_size(1))
