@@ -106,7 +106,8 @@ def test_nothing_to_label(ext):
 @root
 @pytest.mark.parametrize("ext", [
     contexts(number=1), contexts(context(b"security.selinux", b"label", 99)), contexts(b"\1\0\0\0\0\0\0\0" + b"x" * 8),
-], ids=["none there", "too long", "no end of name"])
+    contexts(context(b"security.other", b"label", 99)),
+], ids=["none there", "too long", "no end of name", "another too long"])
 def test_malformed_contexts(ext):
     (result, names), = serve(mkdir(ext), identity=True, flags=SECURITY_CTX)
     assert result == EINVAL and names == ["f"]
