@@ -138,12 +138,12 @@ def served(
     source: Path, flags: int = 0, minor: int = 46, fd_cache: int = 16, identity: bool = False, **options: Any,
 ) -> Iterator[Mount]:
     """A directory served to the calling thread's questions. flags: of INIT; options: as a mount has them."""
-    fd = os.open(source, os.O_RDONLY)
+    fd, mountinfo = os.open(source, os.O_RDONLY), os.open("/proc/self/mountinfo", os.O_RDONLY)
     sandbox.fd_directory()
     page = bytearray(_server.stats_size(16))
     core = _server.ServerCore(
         fd, page, 16, 4, fd_cache, payload_size=PAYLOAD, max_write=PAYLOAD, fixed_budget=0, identity=identity, locks=True,
-        xattr=True, writeback=False)
+        xattr=True, writeback=False, mountinfo=mountinfo)
     serving.configure(core, Options(**{"spin_us": 0, **options}), passthrough=False)
     core.negotiated(flags, minor, -1, False)
     yield Mount(source, core)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
 import struct
 import threading
@@ -477,6 +478,34 @@ def test_access_is_the_callers(source):
 
 @root
 @apart
+@pytest.mark.parametrize("sticky", [True, False])
+def test_sticky_directories_go_by_the_owner_of_this_moment(source, sticky):
+    """Whatever the kernel believes: the source is asked as the caller."""
+    for path in (source / "d", source / "e"):
+        path.mkdir()
+        path.chmod(0o1777 if sticky else 0o777)
+        for name in ("f", "g"):
+            (path / name).touch()
+            os.chown(path / name, 1234, 1234)
+    with served(source, identity=True) as m:
+        q = m.first
+        d, e = q.lookup(b"d")[0], q.lookup(b"e")[0]
+
+        def unlink(uid: int, name: bytes) -> int:
+            return q.ask("UNLINK", d, payload=name, uid=uid, gid=uid)[0]
+
+        def rename(uid: int, names: bytes) -> int:
+            return q.ask("RENAME", d, struct.pack("=Q", e), names, uid=uid, gid=uid)[0]
+
+        stranger = -errno.EPERM if sticky else 0
+        assert rename(4321, b"f\0f\0") == stranger
+        assert rename(1234, b"g\0new\0") == 0
+        assert unlink(4321, b"f\0") == (stranger or -errno.ENOENT)
+        assert unlink(1234, b"f\0") == (0 if sticky else -errno.ENOENT)
+
+
+@root
+@apart
 @pytest.mark.parametrize("asked, made", [(0, 0o777), (0o027, 0o750)])
 def test_umask_is_the_callers(source, asked, made):
     with served(source, identity=True) as m:
@@ -671,10 +700,30 @@ def test_symlinks_are_told_and_not_followed(source):
     (source / "f").write_text("x")
     os.symlink("f", source / "l")
     with served(source) as m:
+        m.first.lookup(b"f")
         for _ in range(3):
             node, reply = m.first.lookup(b"l")
             assert stat.S_ISLNK(entry(reply)["mode"]) and entry(reply)["size"] == 1
         assert m.first.ask("READLINK", node) == (1, b"f")
+
+
+@apart
+def test_want_of_fds_is_no_absence(source):
+    """After most errors of a look-up the kernel takes the name for gone, and what is mounted on it away."""
+    (source / "f").touch()
+    with served(source) as m:
+        taken = []
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        assert m.first.ask("LOOKUP", 1, payload=b"f\0")[0] == -errno.ENOMEM
+        assert m.first.ask("LOOKUP", 1, payload=b"none\0")[0] == -errno.ENOMEM
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        m.first.lookup(b"f")
 
 
 @apart
