@@ -594,6 +594,7 @@ cdef extern from "abi.h" nogil:
     bint sys_is_capable(uint32_t tid, unsigned cap)
     bint sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, uint32_t gid)
     bint sys_in_group(uint32_t tid, uint32_t gid)
+    unsigned sys_groups_of(uint32_t tid, gid_t *list, unsigned most)
     int sys_cap_drop_resource()
     int sys_cap_override()
     int sys_cap_change(uint32_t drop, uint32_t up)

@@ -235,7 +235,7 @@ cdef int op_access(Request *r) noexcept nogil:
     cdef int res
     if fd < 0:
         return fd
-    res = access_as_caller(r, fd, arg.mask & 7, NULL)
+    res = access_as_caller(r, fd, arg.mask & 7, 0, NULL)
     inode_unpin(i)
     return res
 

@@ -12,7 +12,7 @@ from passthru._mode cimport settled
 from passthru._name cimport entry_arg, name_arg
 from passthru._reply cimport entry_reply
 from passthru._request cimport *
-from passthru._rights cimport movable, rights_drop, stick_to_caller
+from passthru._rights cimport for_owner, movable, rights_drop, stick_to_caller, stick_to_owner
 from passthru._storage cimport BIG_CUT
 from passthru._wait cimport later, later_crossing, may_wait
 from passthru._walk cimport child_lookup, cross, look_at
@@ -150,6 +150,35 @@ cdef int op_symlink(Request *r) noexcept nogil:
     return make(r, 0)
 
 
+cdef int link_fd(int source, int fd, const char *name) noexcept nogil:
+    """linkat(2) of what an O_PATH fd is. 0 or -errno."""
+    cdef char path[FD_PATH]
+    cdef int res = linkat(source, "", fd, name, AT_EMPTY_PATH)
+    if res < 0 and errno == ENOENT:  # no CAP_DAC_READ_SEARCH (before 6.10)
+        fd_path(path, source)
+        res = linkat(AT_FDCWD, path, fd, name, AT_SYMLINK_FOLLOW)
+    return -errno if res < 0 else 0
+
+
+cdef int link_as_caller(Request *r, int source, int fd, const char *name) noexcept nogil:
+    """link_fd(): fs.protected_hardlinks asks who owns the file, and whether it has suid or sgid, so the source asks.
+
+    The kernel has asked too, by what it knew of the file. The right to write to the directory is not asked for again.
+    """
+    cdef statx stx
+    cdef int res, taken = 0
+    if server_of(r).config.identity and not server_of(r).config.mapped and r.h.uid != NO_ID:
+        taken = stick_to_caller(r, fd, fd, True)
+    res = taken if taken < 0 else link_fd(source, fd, name)
+    rights_drop(r, taken)
+    if res == -EPERM and taken > 0 and c_statx(source, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0:
+        taken = for_owner(r, &stx)
+        if taken > 0:
+            res = link_fd(source, fd, name)
+        rights_drop(r, taken)
+    return res
+
+
 cdef int op_link(Request *r) noexcept nogil:
     cdef InodeTable *t = &server_of(r).inodes
     cdef uint64_t old = (<fuse_link_in *> r.op_in).oldnodeid
@@ -158,7 +187,6 @@ cdef int op_link(Request *r) noexcept nogil:
     cdef Inode *parent
     cdef Inode *i = inode_at(t, old)
     cdef statx stx
-    cdef char path[FD_PATH]
     cdef uint32_t node
     cdef int fd, source, res
     if name == NULL:
@@ -175,13 +203,9 @@ cdef int op_link(Request *r) noexcept nogil:
     if source < 0:
         inode_unpin(parent)
         return source
-    res = linkat(source, "", fd, name, AT_EMPTY_PATH)
-    if res < 0 and errno == ENOENT:  # no CAP_DAC_READ_SEARCH (before 6.10)
-        fd_path(path, source)
-        res = linkat(AT_FDCWD, path, fd, name, AT_SYMLINK_FOLLOW)
-    if res == 0:
-        res = c_statx(source, "", AT_EMPTY_PATH, stx_mask(), &stx)
-    res = -errno if res < 0 else 0
+    res = link_as_caller(r, source, fd, name)
+    if res == 0 and c_statx(source, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
+        res = -errno
     node = 0
     if res == 0:
         node = inode_find(t, i.fs, &stx, NULL)
@@ -232,6 +256,11 @@ cdef int remove(Request *r, int flags) noexcept nogil:
     if stuck >= 0:
         res = -errno if unlinkat(fd, name, flags) < 0 else 0
     rights_drop(r, stuck)
+    if res == -EPERM and stuck > 0:
+        stuck = stick_to_owner(r, fd, name)
+        if stuck > 0:
+            res = -errno if unlinkat(fd, name, flags) < 0 else 0
+        rights_drop(r, stuck)
     inode_unpin(parent)
     return res
 
@@ -281,6 +310,13 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     if stuck >= 0:
         res = sys_renameat2(fd, name, fd2, newname, flags)
     rights_drop(r, stuck)
+    if res == -EPERM and stuck > 0 and not flags & RENAME_WHITEOUT:  # a whiteout is to be the caller's
+        stuck = stick_to_owner(r, fd, name)
+        if stuck == 0:
+            stuck = stick_to_owner(r, fd2, newname)
+        if stuck > 0:
+            res = sys_renameat2(fd, name, fd2, newname, flags)
+        rights_drop(r, stuck)
     inode_unpin(parent)
     inode_unpin(to)
     return res

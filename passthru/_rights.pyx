@@ -14,6 +14,7 @@ from passthru._request cimport *
 
 cdef enum:
     W_OK = 2
+    GROUPS = 256           # of a caller, as many as count for an ACL of a directory that is moved
 
 
 cdef bint in_group(Request *r, uint32_t gid) noexcept nogil:
@@ -98,13 +99,40 @@ cdef int stick_to_caller(Request *r, int fd, int fd2, bint making) noexcept nogi
     return 1
 
 
+cdef int for_owner(Request *r, statx *stx) noexcept nogil:
+    """Become the owner that something has, for whom the caller may act (CAP_FOWNER, perhaps of a user namespace).
+
+    As stick_to_caller(): should it be another's by now, the source says so. 1: till identity_restore(); 0: it may not.
+    """
+    if r.h.uid == 0 or r.h.uid == NO_ID or stx.stx_uid == r.h.uid or server_of(r).config.mapped or \
+            not sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid):
+        return 0
+    if owner_identity_take(r, stx.stx_uid, stx.stx_gid) < 0:
+        return 0
+    sys_cap_override()
+    return 1
+
+
+cdef int stick_to_owner(Request *r, int fd, const char *name) noexcept nogil:
+    """for_owner() of what is `name` now in a sticky directory, after the source has refused the caller."""
+    cdef statx stx
+    cdef int at, res
+    if not sticky(fd):
+        return 0
+    at = sys_openat_here(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    if at < 0:
+        return 0
+    res = for_owner(r, &stx) if c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 else 0
+    close(at)
+    return res
+
+
 cdef int movable(Request *r, int fd, const char *name) noexcept nogil:
     """May the caller move what is `name` now to another directory? A directory must be writable for that. 0 or -errno.
 
-    The kernel has looked, at the directory that it knows by the name. Groups: as far as the file's own goes.
+    The kernel has looked, at the directory that it knows by the name.
     """
     cdef statx stx
-    cdef gid_t group
     cdef int at, res
     if not server_of(r).config.identity or r.h.uid == 0 or r.h.uid == NO_ID or server_of(r).config.mapped:
         return 0
@@ -113,21 +141,29 @@ cdef int movable(Request *r, int fd, const char *name) noexcept nogil:
         return at
     res = -errno if c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0
     if res == 0 and stx.stx_mode & S_IFMT == S_IFDIR and stx.stx_uid != r.h.uid and \
-            not sys_is_capable(r.h.pid, CAP_DAC_OVERRIDE):
-        group = stx.stx_gid
-        res = access_as_caller(r, at, W_OK, &group if in_group(r, group) else NULL)
+            not sys_is_capable_over(r.h.pid, CAP_DAC_OVERRIDE, stx.stx_uid, stx.stx_gid):
+        res = may_write(r, at, stx.stx_gid)
     close(at)
     return res
 
 
-cdef int access_as_caller(Request *r, int fd, int wanted, gid_t *group) noexcept nogil:
-    """faccessat(2) as the caller. group: to be in besides; NULL: the one that the request names, if any. 0 or -errno."""
+cdef int may_write(Request *r, int fd, gid_t group) noexcept nogil:
+    """access_as_caller() for writing, with all of the caller's groups: an ACL may name any. group: of the file."""
+    cdef gid_t groups[GROUPS]
+    cdef unsigned n = sys_groups_of(r.h.pid, groups, GROUPS)
+    if n == GROUPS and sys_in_group(r.h.pid, group):
+        groups[0] = group
+    return access_as_caller(r, fd, W_OK, n, groups)
+
+
+cdef int access_as_caller(Request *r, int fd, int wanted, unsigned n, gid_t *groups) noexcept nogil:
+    """faccessat(2) as the caller, in `n` groups; 0: in the one that the request names, if any. 0 or -errno."""
     cdef int res = identity_take(r)
     if res < 0:
         return res
-    if group != NULL:
-        res = sys_setgroups(1, group)
-        r.ctx.groups = 1
+    if n:
+        res = sys_setgroups(n, groups)
+        r.ctx.groups = n
     if res == 0:
         res = sys_faccessat2(fd, "", wanted, AT_EMPTY_PATH | AT_EACCESS)
     identity_restore(r)

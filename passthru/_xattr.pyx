@@ -17,6 +17,10 @@ from passthru._name cimport name_arg
 from passthru._request cimport *
 from passthru._rights cimport owner_take, rights_drop
 
+cdef enum:
+    XATTR_CAPS_SZ_3 = 24       # vfs_ns_cap_data; its first word, little-endian, has the revision in the highest byte
+    VFS_CAP_REVISION_3 = 3
+
 
 cdef int sized_reply(Request *r, long n, uint32_t asked) noexcept nogil:
     """The value in scratch, or with nothing asked for, its size."""
@@ -128,13 +132,20 @@ cdef bint unchecked(const char *name) noexcept nogil:
         strcmp(name, "system.posix_acl_default") != 0
 
 
-cdef bint may_give(Request *r, const char *name) noexcept nogil:
+cdef bint may_give(Request *r, const char *name, int fd, const char *value, uint32_t size) noexcept nogil:
     """File capabilities: the kernel asks a user namespace's root too, by an owner that it may know from long ago.
 
-    To take them away is not asked about: the kernel does so before anybody's write.
+    Of that root they are of a form that counts in its namespace only, so that it does no harm if the file is given to
+    somebody else now. To take them away is not asked about: the kernel does so before anybody's write.
     """
-    return strcmp(name, "security.capability") != 0 or not server_of(r).config.identity or r.h.uid == 0 \
-        or sys_is_capable(r.h.pid, CAP_SETFCAP)
+    cdef statx stx
+    if strcmp(name, "security.capability") != 0 or not server_of(r).config.identity or r.h.uid == 0 \
+            or sys_is_capable(r.h.pid, CAP_SETFCAP):
+        return True
+    if server_of(r).config.mapped or size != XATTR_CAPS_SZ_3 or <unsigned char> value[3] != VFS_CAP_REVISION_3:
+        return False
+    return c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and \
+        sys_is_capable_over(r.h.pid, CAP_SETFCAP, stx.stx_uid, stx.stx_gid)
 
 
 cdef int settable(Request *r, const char *name) noexcept nogil:
@@ -170,11 +181,12 @@ cdef int op_setxattr(Request *r) noexcept nogil:
         return res
     if arg.size > r.arg_len - at:
         return -EINVAL
-    if not may_give(r, name):
-        return -EPERM
     fd = request_pin(r, &i)
     if fd < 0:
         return fd
+    if not may_give(r, name, fd, r.arg + at, arg.size):
+        inode_unpin(i)
+        return -EPERM
     fd_path(path, fd)
     if server_of(r).config.mapped and is_acl(name):
         res = map_acl(r, path, name, r.arg + at, arg.size)

@@ -654,24 +654,47 @@ static inline int sys_is_capable_over(uint32_t tid, unsigned cap, uint32_t uid, 
 		(sys_same_users(tid) || (sys_id_known(tid, "uid_map", uid) && sys_id_known(tid, "gid_map", gid)));
 }
 
-/* Is a group among the supplementary ones of that thread? 0 also if that cannot be found out. */
-static inline int sys_in_group(uint32_t tid, uint32_t gid)
+/* /proc/TID/status, to be read on from its first supplementary group; NULL: it cannot be found out. */
+static inline FILE *sys_groups_open(uint32_t tid)
 {
 	char word[32];
-	unsigned group;
-	int in = 0, c = 0;
+	int c = 0;
 	FILE *f = tid ? sys_proc_open(tid, "status") : NULL;
 	if (!f)
-		return 0;
+		return NULL;
 	/* The line's first word counts only: a process may have any name, and that stands in a line before. */
 	while (c != EOF && fscanf(f, "%31s", word) == 1 && strcmp(word, "Groups:") != 0)
 		while ((c = fgetc(f)) != EOF && c != '\n')
 			;
 	if (!feof(f) && c != EOF)
-		while (!in && fscanf(f, "%u", &group) == 1)
-			in = group == gid;
+		return f;
 	fclose(f);
+	return NULL;
+}
+
+/* Is a group among the supplementary ones of that thread? 0 also if that cannot be found out. */
+static inline int sys_in_group(uint32_t tid, uint32_t gid)
+{
+	unsigned group;
+	int in = 0;
+	FILE *f = sys_groups_open(tid);
+	while (f && !in && fscanf(f, "%u", &group) == 1)
+		in = group == gid;
+	if (f)
+		fclose(f);
 	return in;
+}
+
+/* The first `most` supplementary groups of that thread; how many they are. */
+static inline unsigned sys_groups_of(uint32_t tid, gid_t *list, unsigned most)
+{
+	unsigned n = 0, group;
+	FILE *f = sys_groups_open(tid);
+	while (f && n < most && fscanf(f, "%u", &group) == 1)
+		list[n++] = group;
+	if (f)
+		fclose(f);
+	return n;
 }
 
 /* With CAP_SYS_RESOURCE, writes for others would pass by their quotas. */
