@@ -13,7 +13,7 @@ from passthru._reply cimport attr_reply
 from passthru._request cimport *
 from passthru._rights cimport access_as_caller, owner_take, rights_drop
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
-from passthru._wait cimport later, may_wait, patiently
+from passthru._wait cimport later, later_settling, may_wait, patiently
 
 
 cdef int stat_request(Request *r, uint64_t fh, bint has_fh, int flags, unsigned mask, statx *stx) noexcept nogil:
@@ -42,7 +42,7 @@ cdef int op_getattr(Request *r) noexcept nogil:
         return res
     i = inode_at(&server_of(r).inodes, r.h.nodeid)
     if i != NULL and not settled(r, i, <uint32_t> r.h.nodeid, &stx):
-        return later(r, op_getattr)
+        return later_settling(r, op_getattr, i.passthrough and i.opens, "")
     return attr_reply(r, &stx)
 
 
@@ -63,7 +63,7 @@ cdef int op_statx(Request *r) noexcept nogil:
     if i == NULL:
         return -ESTALE
     if not settled(r, i, <uint32_t> r.h.nodeid, &stx):
-        return later(r, op_statx)
+        return later_settling(r, op_statx, i.passthrough and i.opens, "")
     f = &server_of(r).inodes.fs[i.fs]
     memset(out, 0, sizeof(fuse_statx_out))
     out.attr_valid = 0 if privileged(&stx) else c.attr_valid

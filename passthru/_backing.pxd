@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, uint32_t
 from passthru._inode cimport Inode
 from passthru._request cimport Context, Server
 
-cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, uint32_t flags, bint wanted) noexcept nogil
+cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, uint32_t flags, bint wanted,
+                             unsigned own) noexcept nogil
 cdef void backings_sweep(Server *s) noexcept nogil
 cdef void backing_forget(Server *s, Inode *i) noexcept nogil

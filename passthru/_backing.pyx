@@ -54,13 +54,15 @@ cdef int32_t backing_take(Context *ctx, Inode *i, uint32_t node, int opath) noex
     return id
 
 
-cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, uint32_t flags, bint wanted) noexcept nogil:
-    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests.
+cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, uint32_t flags, bint wanted,
+                             unsigned own) noexcept nogil:
+    """inode_reserve() for a file of a pinned inode; its backing id, or 0: it goes by requests; or -EAGAIN.
 
-    opath: see backing_take(); flags: of open(2).
+    opath: see backing_take(); flags: of open(2); own: see inode_reserve().
     """
     cdef Server *s = ctx.server
     cdef int32_t id
+    cdef int res
     # To a file that was opened with O_APPEND the kernel appends for good: it does not see fcntl(2) take that away.
     if not s.config.passthrough or appending(flags):
         wanted = False
@@ -68,8 +70,10 @@ cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, u
     cdef bint apart = direct_writing(flags)
     if s.config.parallel_writes == PARALLEL_ALWAYS and apart:
         wanted = False
-    if not inode_reserve(&s.inodes, i, wanted, apart and s.config.parallel_writes == PARALLEL_AUTO):
-        return 0
+    res = inode_reserve(&s.inodes, i, wanted, apart and s.config.parallel_writes == PARALLEL_AUTO,
+                        flags & O_ACCMODE != O_WRONLY, own)
+    if res <= 0:
+        return res
     id = backing_take(ctx, i, node, opath)
     if not id:
         i.passthrough = 0  # no open has got an id, as then there would be one

@@ -41,7 +41,7 @@ cdef int op_opendir(Request *r) noexcept nogil:
         fd = -errno
         inode_unpin(i)
         return fd
-    inode_reserve(&s.inodes, i, False, False)
+    inode_reserve(&s.inodes, i, False, False, False, 0)
     index = file_add(s, r.ctx.id, <uint32_t> r.h.nodeid, fd, OF_DIR)
     if not index:
         inode_unpin(i)

@@ -14,7 +14,7 @@ from passthru._reply cimport entry_reply
 from passthru._request cimport *
 from passthru._rights cimport for_owner, movable, rights_drop, stick_to_caller, stick_to_owner
 from passthru._storage cimport BIG_CUT
-from passthru._wait cimport later, later_crossing, may_wait
+from passthru._wait cimport later, later_crossing, later_settling, may_wait, patiently
 from passthru._walk cimport child_lookup, cross, look_at
 
 cdef enum:
@@ -32,24 +32,31 @@ cdef int op_lookup(Request *r) noexcept nogil:
     cdef const char *name = entry_arg(r, &at)
     cdef Config *c = &server_of(r).config
     cdef Inode *parent
+    cdef Inode *i
     cdef statx stx
     cdef int64_t node
     cdef fuse_entry_out *out
+    cdef bint held
     cdef int fd
     if name == NULL:
         return -EINVAL
     fd = request_pin(r, &parent)
     if fd < 0:
         return fd
+    if parent.changing and not may_wait(r):  # the source may look for the name under the directory's lock
+        inode_unpin(parent)
+        return patiently(r, op_lookup)
     node = child_lookup(r, parent, fd, name, False, &stx)
     if node == -EXDEV and may_wait(r):
         node = cross(r, parent, fd, name, &stx)
     inode_unpin(parent)
     if node > 0:
-        if not settled(r, inode_at(&server_of(r).inodes, node), <uint32_t> node, &stx):
+        i = inode_at(&server_of(r).inodes, node)
+        if not settled(r, i, <uint32_t> node, &stx):
+            held = i.passthrough and i.opens
             inode_forget(&server_of(r).inodes, node, 1)
             r.ctx.stats.forgets += 1
-            return later(r, op_lookup)
+            return later_settling(r, op_lookup, held, name)
         return entry_reply(r, r.out, <uint32_t> node, &stx)
     if node == -EXDEV:
         return later_crossing(r, op_lookup, name)
@@ -221,36 +228,51 @@ cdef int op_link(Request *r) noexcept nogil:
 
 # --------------------------------------------------- removing and renaming
 
-cdef bint takes_long(Request *r, Inode *parent, int fd, const char *name) noexcept nogil:
-    """Is `name` the last name of a file so big that removing it is nothing for a thread that serves a queue?"""
+cdef uint64_t file_at_name(Request *r, Inode *parent, int fd, const char *name, bint *takes_long) noexcept nogil:
+    """The inode number of the file that is `name`; 0: it is nothing, or no file.
+
+    takes_long: it is the last name of one so big that removing it is nothing for a thread that serves a queue.
+    """
     cdef statx stx
     cdef int at, res
-    if may_wait(r):
-        return False
+    takes_long[0] = False
     if server_of(r).inodes.mounts:  # looking at the name itself might lead elsewhere
         at = sys_openat_here(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         if at < 0:
-            return False
+            return 0
         res = c_statx(at, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx)
         close(at)
     else:
         res = look_at(r, parent, fd, name, &stx)
-    return res == 0 and stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
+    if res < 0 or stx.stx_mode & S_IFMT != S_IFREG:
+        return 0
+    takes_long[0] = stx.stx_nlink == 1 and stx.stx_blocks > BIG_CUT >> 9
+    return stx.stx_ino
 
 
 cdef int remove(Request *r, int flags) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
+    cdef InodeTable *t = &server_of(r).inodes
     cdef Inode *parent
+    cdef uint64_t file = 0
+    cdef bint long_ = False
     cdef int fd, res, stuck
     if name == NULL:
         return -EINVAL
     fd = request_pin(r, &parent)
     if fd < 0:
         return fd
-    if not flags and takes_long(r, parent, fd, name):
+    if may_wait(r):
+        change_begin(t, parent, False)  # it waits with the directory's lock
+    elif not flags:
+        file = file_at_name(r, parent, fd, name, &long_)
+    if long_:
         inode_unpin(parent)
         return later(r, op_unlink)
+    if file and not changes_begin(t, parent.fs, file, False):
+        inode_unpin(parent)
+        return patiently(r, op_unlink)
     stuck = stick_to_caller(r, fd, fd, False)
     res = stuck
     if stuck >= 0:
@@ -261,6 +283,10 @@ cdef int remove(Request *r, int flags) noexcept nogil:
         if stuck > 0:
             res = -errno if unlinkat(fd, name, flags) < 0 else 0
         rights_drop(r, stuck)
+    if may_wait(r):
+        change_end(t, parent)
+    elif file:
+        changes_end(t, parent.fs, file)
     inode_unpin(parent)
     return res
 
@@ -280,6 +306,9 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     cdef const char *newname = entry_arg(r, &at)
     cdef Inode *parent
     cdef Inode *to = inode_at(t, newdir)
+    cdef Handler again = op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename
+    cdef uint64_t file = 0, over = 0
+    cdef bint long_ = False, _
     cdef int fd, fd2, res, stuck
     if name == NULL or newname == NULL:
         return -EINVAL
@@ -295,10 +324,28 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     if fd2 < 0:
         inode_unpin(parent)
         return fd2
-    if not flags and takes_long(r, to, fd2, newname):
+    if may_wait(r):
+        change_begin(t, parent, False)  # it waits with the directories' locks
+        change_begin(t, to, False)
+    else:
+        over = file_at_name(r, to, fd2, newname, &long_)
+        if server_of(r).config.passthrough:
+            file = file_at_name(r, parent, fd, name, &_)
+    if long_ and not flags:
         inode_unpin(parent)
         inode_unpin(to)
-        return later(r, op_rename2 if r.h.opcode == FUSE_RENAME2 else op_rename)
+        return later(r, again)
+    res = 0
+    if file and not changes_begin(t, parent.fs, file, False):
+        res = -EBUSY
+    elif over and not changes_begin(t, to.fs, over, False):
+        res = -EBUSY
+        if file:
+            changes_end(t, parent.fs, file)
+    if res < 0:
+        inode_unpin(parent)
+        inode_unpin(to)
+        return patiently(r, again)
     stuck = 0
     if to != parent:
         stuck = movable(r, fd, name)
@@ -317,6 +364,13 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
         if stuck > 0:
             res = sys_renameat2(fd, name, fd2, newname, flags)
         rights_drop(r, stuck)
+    if may_wait(r):
+        change_end(t, parent)
+        change_end(t, to)
+    if file:
+        changes_end(t, parent.fs, file)
+    if over:
+        changes_end(t, to.fs, over)
     inode_unpin(parent)
     inode_unpin(to)
     return res

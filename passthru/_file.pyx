@@ -154,6 +154,11 @@ cdef int open_source(Request *r, int opath, uint32_t flags, bint kill) noexcept 
     return res if res < 0 else fd
 
 
+cdef inline void change_ends(Server *s, Inode *i, unsigned own) noexcept nogil:
+    if own:
+        change_end(&s.inodes, i)
+
+
 cdef int op_open(Request *r) noexcept nogil:
     cdef Server *s = server_of(r)
     cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
@@ -166,6 +171,7 @@ cdef int op_open(Request *r) noexcept nogil:
     cdef bint pooled = may_wait(r)
     cdef bint writing = s.config.passthrough and flags & O_ACCMODE != O_RDONLY  # a file to be passed through
     cdef bint known = False
+    cdef unsigned own = 0
     cdef int fd, opath, res
     if pooled and r.interrupted:
         return -EINTR
@@ -185,14 +191,27 @@ cdef int op_open(Request *r) noexcept nogil:
     if flags & O_TRUNC and not pooled and known and stx.stx_size > BIG_CUT:
         inode_unpin(i)
         return patiently(r, op_open)
+    if flags & O_TRUNC and s.config.passthrough and not pooled:
+        if not change_begin(&s.inodes, i, True):
+            inode_unpin(i)
+            return patiently(r, op_open)
+        own = 1
     if known:
         i.appends = (stx.stx_attributes & STATX_ATTR_APPEND) != 0
     # Only by requests does the kernel say which writers may keep suid and sgid. And it would map a file of its own for
     # writing that the source lets be appended to only.
     backing = backing_reserve(r.ctx, i, <uint32_t> r.h.nodeid, opath, flags, not i.appends and (
-        not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID))))
+        not writing or (known and not stx.stx_mode & (S_ISUID | S_ISGID))), own)
+    if backing < 0:
+        change_ends(s, i, own)
+        inode_unpin(i)
+        if not pooled:
+            return patiently(r, op_open)
+        usleep(1000)  # somebody's change is under way
+        return op_open(r)
     if backing and i.appends and flags & O_ACCMODE == O_RDWR:
         # It became append-only while others, who have it open, have it passed through.
+        change_ends(s, i, own)
         inode_unpin(i)
         inode_drop(&s.inodes, <uint32_t> r.h.nodeid, 0, 1)
         return -EBUSY
@@ -213,6 +232,7 @@ cdef int op_open(Request *r) noexcept nogil:
         # An append-only file, or one that an ordinary user's daemon may only write: not by the page cache then.
         flags = plain_flags(arg.flags) | (flags & O_NONBLOCK)
         fd = open_source(r, opath, flags, kill)
+    change_ends(s, i, own)
     flags = (flags & ~<uint32_t> O_NONBLOCK) | (arg.flags & O_NONBLOCK)
     if fd == -EWOULDBLOCK and not flags & O_NONBLOCK:
         inode_unpin(i)
@@ -272,7 +292,13 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         atomic_add32(&i.pins, 1)
         while atomic_get32(&i.pins) & EVICTING:
             sched_yield()
-    backing = backing_reserve(r.ctx, i, node, opath, flags, opath >= 0 and not stx.stx_mode & (S_ISUID | S_ISGID))
+    backing = backing_reserve(r.ctx, i, node, opath, flags, opath >= 0 and not stx.stx_mode & (S_ISUID | S_ISGID), 0)
+    if backing < 0:  # not a new file, then, but one that somebody changes: the kernel is to look again
+        inode_unpin(i)
+        close(fd)
+        inode_forget(&s.inodes, node, 1)
+        r.ctx.stats.forgets += 1
+        return -ESTALE
     res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
     inode_unpin(i)
     if res < 0:
@@ -329,18 +355,22 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
     cdef statx stx
     cdef char path[FD_PATH]
     cdef unsigned wanted = 6 if flags & O_ACCMODE == O_RDWR else 2 if flags & (O_ACCMODE | O_TRUNC) else 4
-    cdef int fd, opath
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef unsigned fs = inode_at(t, r.h.nodeid).fs
+    cdef int opath, fd = -1
     if not server_of(r).config.identity:
         return -ESTALE
-    opath = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    opath = sys_openat_here(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if opath < 0:
-        return -ENOENT if errno == ENOENT else -ESTALE
+        return -ENOENT if opath == -ENOENT else -ESTALE
     if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG or \
             stx.stx_uid != r.h.uid or stx.stx_mode >> 6 & wanted != wanted:
         close(opath)
         return -ESTALE
     fd_path(path, opath)
-    fd = open(path, flags | O_NONBLOCK)
+    if changes_begin(t, fs, stx.stx_ino, True):
+        fd = open(path, flags | O_NONBLOCK)
+        changes_end(t, fs, stx.stx_ino)
     close(opath)
     if fd < 0:
         return -ESTALE

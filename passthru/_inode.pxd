@@ -91,7 +91,9 @@ cdef struct Inode:
     uint8_t told           # the kernel has been told of suid or sgid, see op_open()
     uint8_t familiar       # a directory: the last name looked up in it was of a known inode
     # Under the hash shard's lock:
-    uint8_t passthrough    # its open files are passed through
+    uint8_t passthrough    # its open files are passed through,
+    uint8_t reading        # and one of them may be read
+    uint16_t changing      # threads that may be waiting for its lock in the source, see change_begin()
     uint8_t direct         # open files for direct writing; MANY: so many or more, until none is open at all
     uint8_t direct_past    # see DIRECT_*
     HandleBytes handle
@@ -167,7 +169,11 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil
-cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil
+cdef bint change_begin(InodeTable *t, Inode *i, bint cut) noexcept nogil
+cdef void change_end(InodeTable *t, Inode *i) noexcept nogil
+cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut) noexcept nogil
+cdef void changes_end(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil
+cdef int inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone, bint reading, unsigned own) noexcept nogil
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil
 cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t opens) noexcept nogil
 

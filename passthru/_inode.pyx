@@ -876,11 +876,12 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t op
 
 # ------------------------------------------------------------- open count
 
-cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) noexcept nogil:
-    """Count an open file to come, before it is opened. Is the file to be passed through?
+cdef int inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone, bint reading, unsigned own) noexcept nogil:
+    """Count an open file to come, before it is opened. 1: the file is to be passed through; 0: not.
 
     The first of an inode's open files decides for those beside it: the kernel refuses to mix.
-    alone: not if several may write directly.
+    alone: not if several may write directly. reading: it may be read. -EAGAIN: not counted, since somebody's change is
+    under way (change_begin(); own: how many of these are the caller's), for which a file passed through would be a trap.
     """
     cdef HashShard *sh = shard_of(t, i)
     spin_lock(&sh.lock)
@@ -888,11 +889,91 @@ cdef bint inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone) n
         if i.direct_past & (DIRECT_ONE | DIRECT_SEVERAL):
             i.direct_past = DIRECT_CROWDED if i.direct_past & DIRECT_SEVERAL else 0
         i.direct = 0
-        i.passthrough = passthrough and not (alone and i.direct_past)
+        i.passthrough = passthrough and not (alone and i.direct_past) and i.changing <= own
+        i.reading = 0
+    elif i.passthrough and i.changing > own:
+        spin_unlock(&sh.lock)
+        return -EAGAIN
+    if i.passthrough and reading:
+        i.reading = 1
     passthrough = i.passthrough
     i.opens += 1
     spin_unlock(&sh.lock)
     return passthrough
+
+
+# ------------------------------------------------ the source inode's lock
+#
+# Of a file that is passed through the kernel holds the source inode's lock for its caller: for each write, and for reads
+# by O_DIRECT (ext4, btrfs) or all (XFS), and so for as long as a page of the caller's memory does not come, which may
+# be for ever (a file of a FUSE server of its own). While it writes it has the lock of our inode as well, so that
+# most changes do not even come here; not while it reads. So before a thread that others wait for makes a change that
+# takes the lock, it asks here, and until it is done no open file is passed through that was not before.
+
+cdef inline bint kept(Inode *i, bint cut) noexcept nogil:
+    return i.passthrough and i.opens and (i.reading or cut)
+
+
+cdef bint change_begin(InodeTable *t, Inode *i, bint cut) noexcept nogil:
+    """Is the lock of an inode in the source nobody's to keep? Then it is not until change_end(); else go patiently().
+
+    cut: by open(O_TRUNC), which comes without our inode's lock.
+    """
+    cdef HashShard *sh = shard_of(t, i)
+    cdef bint nobodys
+    spin_lock(&sh.lock)
+    nobodys = not kept(i, cut)
+    if nobodys:
+        i.changing += 1
+    spin_unlock(&sh.lock)
+    return nobodys
+
+
+cdef void change_end(InodeTable *t, Inode *i) noexcept nogil:
+    cdef HashShard *sh = shard_of(t, i)
+    spin_lock(&sh.lock)
+    i.changing -= 1
+    spin_unlock(&sh.lock)
+
+
+cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut) noexcept nogil:
+    """change_begin() of what a name stands for, if that is known."""
+    cdef uint64_t key = hash_key(fs, ino)
+    cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
+    cdef uint32_t node
+    cdef Inode *i
+    cdef bint nobodys = True
+    spin_lock(&sh.lock)
+    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
+    while node:
+        i = <Inode *> slab_at(&t.slab, node)
+        if i.ino == ino and i.fs == fs and kept(i, cut):
+            nobodys = False
+        node = i.next
+    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask] if nobodys else 0
+    while node:
+        i = <Inode *> slab_at(&t.slab, node)
+        if i.ino == ino and i.fs == fs:
+            i.changing += 1
+        node = i.next
+    spin_unlock(&sh.lock)
+    return nobodys
+
+
+cdef void changes_end(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil:
+    """By the number again: the inode may have been forgotten meanwhile."""
+    cdef uint64_t key = hash_key(fs, ino)
+    cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
+    cdef uint32_t node
+    cdef Inode *i
+    spin_lock(&sh.lock)
+    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
+    while node:
+        i = <Inode *> slab_at(&t.slab, node)
+        if i.ino == ino and i.fs == fs and i.changing:
+            i.changing -= 1
+        node = i.next
+    spin_unlock(&sh.lock)
 
 
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil:

@@ -28,8 +28,12 @@ cdef bint settle(Request *r, Inode *i, uint32_t node, statx *stx) noexcept nogil
         return True
     if not may_wait(r):
         return False
+    if not r.patient and not change_begin(t, i, False):
+        return True  # opened for reading just now: the kernel asks again when it needs to know
     fd = inode_fd(t, i, node)
     if fd < 0:
+        if not r.patient:
+            change_end(t, i)
         return True
     fd_path(path, fd)
     for _ in range(16):
@@ -45,6 +49,8 @@ cdef bint settle(Request *r, Inode *i, uint32_t node, statx *stx) noexcept nogil
         if r.settled:
             break
     inode_unpin(i)
+    if not r.patient:
+        change_end(t, i)
     return True
 
 

@@ -12,6 +12,7 @@ cdef enum:
     GIVES_ENTRY = 8        # a lookup, in the fuse_entry_out at its beginning
     GIVES_HANDLE = 16      # an open file or directory: a fuse_open_out, after the entry if there is one
     GIVES_LIST = 32        # entries before names
+    TAKES_LOCK = 64        # the lock of a file in the source, see change_begin() in _inode
 
 cdef int dispatch(Request *r) noexcept nogil
 cdef uint32_t op_in_size(uint32_t opcode) noexcept nogil

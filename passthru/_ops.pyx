@@ -13,7 +13,7 @@ from passthru._dir cimport *
 from passthru._entry cimport *
 from passthru._file cimport *
 from passthru._identity cimport data_drop
-from passthru._inode cimport FS_REMOTE, Inode, inode_at, inode_forget
+from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ioctl cimport op_ioctl
 from passthru._lock cimport op_getlk, op_setlk
@@ -23,7 +23,7 @@ from passthru._pool cimport pool_interrupt
 from passthru._request cimport *
 from passthru._single cimport *
 from passthru._storage cimport *
-from passthru._wait cimport later
+from passthru._wait cimport later, may_wait, patiently
 from passthru._xattr cimport *
 
 cdef struct Operation:
@@ -87,7 +87,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_FORGET, "FORGET", sizeof(fuse_forget_in), OWN_WAIT | BY_OPEN_FILE, op_forget)
     op_by_root(FUSE_GETATTR, "GETATTR", sizeof(fuse_getattr_in), 0,
                op_getattr, op_getattr, op_getattr, op_getattr_device)
-    op_by_root(FUSE_SETATTR, "SETATTR", sizeof(fuse_setattr_in), 0,
+    op_by_root(FUSE_SETATTR, "SETATTR", sizeof(fuse_setattr_in), TAKES_LOCK,
                op_setattr, op_setattr, op_setattr_fixed, op_setattr_device)
     op(FUSE_READLINK, "READLINK", 0, 0, op_readlink)
     op(FUSE_SYMLINK, "SYMLINK", 0, IN_DIRECTORY | GIVES_ENTRY, op_symlink)
@@ -96,7 +96,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_UNLINK, "UNLINK", 0, IN_DIRECTORY, op_unlink)
     op(FUSE_RMDIR, "RMDIR", 0, IN_DIRECTORY, op_rmdir)
     op(FUSE_RENAME, "RENAME", sizeof(fuse_rename_in), IN_DIRECTORY, op_rename)
-    op(FUSE_LINK, "LINK", sizeof(fuse_link_in), IN_DIRECTORY | GIVES_ENTRY, op_link)
+    op(FUSE_LINK, "LINK", sizeof(fuse_link_in), IN_DIRECTORY | GIVES_ENTRY | TAKES_LOCK, op_link)
     op_by_root(FUSE_OPEN, "OPEN", sizeof(fuse_open_in), GIVES_HANDLE,
                op_open, op_open, op_open_fixed, op_open_device)
     op(FUSE_READ, "READ", sizeof(fuse_read_in), OWN_WAIT | BY_OPEN_FILE, op_read)
@@ -105,10 +105,10 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op_by_root(FUSE_STATFS, "STATFS", 0, 0, op_statfs, op_statfs, op_statfs, op_statfs_device)
     op(FUSE_RELEASE, "RELEASE", sizeof(fuse_release_in), OWN_WAIT | BY_OPEN_FILE, op_release)
     op(FUSE_FSYNC, "FSYNC", sizeof(fuse_fsync_in), OWN_WAIT | BY_OPEN_FILE, op_fsync)
-    op(FUSE_SETXATTR, "SETXATTR", sizeof(fuse_setxattr_in), 0, op_setxattr)
+    op(FUSE_SETXATTR, "SETXATTR", sizeof(fuse_setxattr_in), TAKES_LOCK, op_setxattr)
     op(FUSE_GETXATTR, "GETXATTR", sizeof(fuse_getxattr_in), 0, op_getxattr)
     op(FUSE_LISTXATTR, "LISTXATTR", sizeof(fuse_getxattr_in), 0, op_listxattr)
-    op(FUSE_REMOVEXATTR, "REMOVEXATTR", 0, 0, op_removexattr)
+    op(FUSE_REMOVEXATTR, "REMOVEXATTR", 0, TAKES_LOCK, op_removexattr)
     op(FUSE_FLUSH, "FLUSH", sizeof(fuse_flush_in), OWN_WAIT | BY_OPEN_FILE, op_flush)
     op(FUSE_INIT, "INIT", 0, OWN_WAIT, op_unknown)
     op(FUSE_OPENDIR, "OPENDIR", sizeof(fuse_open_in), IN_DIRECTORY | GIVES_HANDLE, op_opendir)
@@ -123,7 +123,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_INTERRUPT, "INTERRUPT", sizeof(fuse_interrupt_in), OWN_WAIT | BY_OPEN_FILE, op_interrupt)
     op(FUSE_BMAP, "BMAP", 0, OWN_WAIT, op_unknown)
     op(FUSE_DESTROY, "DESTROY", 0, OWN_WAIT | BY_OPEN_FILE, op_destroy)
-    op(FUSE_IOCTL, "IOCTL", sizeof(fuse_ioctl_in), 0, op_ioctl)
+    op(FUSE_IOCTL, "IOCTL", sizeof(fuse_ioctl_in), TAKES_LOCK, op_ioctl)
     op(FUSE_POLL, "POLL", 0, OWN_WAIT, op_unknown)
     op(FUSE_NOTIFY_REPLY, "NOTIFY_REPLY", 0, OWN_WAIT, op_notify_reply)
     op(FUSE_BATCH_FORGET, "BATCH_FORGET", sizeof(fuse_batch_forget_in), OWN_WAIT | BY_OPEN_FILE, op_batch_forget)
@@ -131,7 +131,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
                op_fallocate, op_fallocate, op_fallocate_fixed, op_fallocate_device)
     op(FUSE_READDIRPLUS, "READDIRPLUS", sizeof(fuse_read_in), IN_DIRECTORY | BY_OPEN_FILE | GIVES_LIST, op_readdirplus)
     op(FUSE_RENAME2, "RENAME2", sizeof(fuse_rename2_in), IN_DIRECTORY, op_rename2)
-    op_by_root(FUSE_LSEEK, "LSEEK", sizeof(fuse_lseek_in), OWN_WAIT | BY_OPEN_FILE,
+    op_by_root(FUSE_LSEEK, "LSEEK", sizeof(fuse_lseek_in), OWN_WAIT | BY_OPEN_FILE | TAKES_LOCK,
                op_lseek, op_lseek, op_lseek, op_lseek_device)
     # copy_file_range(2) knows no fixed end and no devices: the kernel reads and writes instead.
     op_by_root(FUSE_COPY_FILE_RANGE, "COPY_FILE_RANGE", sizeof(fuse_copy_file_range_in), OWN_WAIT | BY_OPEN_FILE,
@@ -193,7 +193,7 @@ cdef int dispatch(Request *r) noexcept nogil:
         return -ENOSYS
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
-    r.settled = 0
+    r.settled = r.patient = 0
     if r.ctx.as_data and opcode != FUSE_WRITE and opcode != FUSE_READ:
         data_drop(r.ctx)
     if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):
@@ -202,7 +202,23 @@ cdef int dispatch(Request *r) noexcept nogil:
         i = inode_at(&s.inodes, r.h.nodeid)
         if i != NULL and s.inodes.fs[i.fs].flags & FS_REMOTE:
             return later(r, o.handler)
+    if o.flags & TAKES_LOCK and s.config.passthrough and not may_wait(r):
+        return changed(r, o.handler)
     return o.handler(r)
+
+
+cdef int changed(Request *r, Handler handler) noexcept nogil:
+    """Run a handler that takes the lock of a file in the source, where it may wait if a caller may have that lock."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i = inode_at(t, (<fuse_link_in *> r.op_in).oldnodeid if r.h.opcode == FUSE_LINK else r.h.nodeid)
+    cdef int res
+    if i == NULL or i.type != S_IFREG >> 12:
+        return handler(r)
+    if not change_begin(t, i, False):
+        return patiently(r, handler)
+    res = handler(r)
+    change_end(t, i)
+    return res
 
 
 cdef void undelivered(Request *r, int result) noexcept nogil:

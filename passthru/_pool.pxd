@@ -8,7 +8,8 @@ cdef enum:
     LANE_GENERAL = 0           # what the source itself takes its time for
     LANE_CROSS = 1             # walks over a mount point, by parent and name
     CROSS_LANES = 64
-    LANE_ROW = 65              # what is on a remote filesystem, by the number of that
+    LANE_COPY = 65             # copies of file data, which take long: not before what else the source is asked
+    LANE_ROW = 66              # what is on a remote filesystem, by the number of that
     ROW_LANES = 1024
     LANES = LANE_ROW + ROW_LANES
     # At the end, what does not answer is waited for so long:

@@ -24,7 +24,7 @@ cdef enum:
     STACK = 256 * 1024
     KEPT = 4                  # idle threads that stay;
     IDLE_S = 10               # others end after so long
-    ROW_LIMIT = 16            # threads for each remote filesystem,
+    ROW_LIMIT = 16            # threads for each remote filesystem, and for copies,
     CROSS_LIMIT = 2           # for each lane of crossings,
     OTHERS = 512              # and for all of these together; lanes that have none yet
     OTHERS_MOST = 768         # may have one beyond that
@@ -217,7 +217,7 @@ cdef inline unsigned lane_limit(Pool *p, Lane *way) noexcept nogil:
     cdef size_t n = way - p.lanes
     if n == LANE_GENERAL:
         return p.general
-    return ROW_LIMIT if n >= LANE_ROW else CROSS_LIMIT
+    return ROW_LIMIT if n >= LANE_COPY else CROSS_LIMIT
 
 
 cdef void lane_update(Pool *p, Lane *way) noexcept nogil:

@@ -197,6 +197,7 @@ cdef struct Request:
     uint16_t zero_copy         # the data of this READ or WRITE is not in the payload
     uint16_t interrupted
     uint16_t settled           # what is told of suid and sgid is no state between two
+    uint16_t patient           # it is with a thread that may wait for a caller, see later_settling()
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
     uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile
     int result

@@ -16,7 +16,7 @@ from passthru._notify cimport notify_pages
 from passthru._openfile cimport fh_fd, file_at, file_fd
 from passthru._pool cimport pool_submit
 from passthru._request cimport *
-from passthru._wait cimport later, later_for, may_wait, ring_identity, ring_sqe
+from passthru._wait cimport later, later_copying, may_wait, patiently, ring_identity, ring_sqe
 
 
 cdef inline bint is_remote(Request *r) noexcept nogil:
@@ -37,6 +37,8 @@ cdef int sync_request(Request *r, unsigned kind) noexcept nogil:
     if r.fd < 0:
         return r.fd
     r.len = arg.fsync_flags & FUSE_FSYNC_FDATASYNC
+    if r.file.passthrough and inode_at(&server_of(r).inodes, r.file.node).reading:
+        return patiently(r, blocking_fsync)  # on btrfs it takes the inode's lock, see change_begin()
     if r.ctx.ring == NULL or is_remote(r):
         return later(r, blocking_fsync)
     sqe = ring_sqe(r, plain_done)
@@ -84,6 +86,8 @@ cdef int op_fallocate(Request *r) noexcept nogil:
     if r.fd < 0:
         return r.fd
     r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
+    if r.file.passthrough:
+        return patiently(r, blocking_fallocate)  # see change_begin()
     if r.ctx.ring == NULL or is_remote(r) or (r.as_data and r.file.flags & OF_KILLS):
         return later(r, blocking_fallocate)
     who = ring_identity(r)
@@ -140,18 +144,15 @@ cdef int blocking_lseek(Request *r) noexcept nogil:
 # ---------------------------------------------------------------- copies
 
 cdef int op_copy_file_range(Request *r) noexcept nogil:
-    cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i = inode_at(t, r.h.nodeid)
-    # Between filesystems it may be either that takes its time.
-    if i != NULL and t.fs[i.fs].flags & FS_REMOTE:
-        return later(r, blocking_copy)
-    return later_for(r, blocking_copy, (<fuse_copy_file_range_in *> r.op_in).nodeid_out)
+    cdef int res = later_copying(r, blocking_copy, (<fuse_copy_file_range_in *> r.op_in).nodeid_out)
+    return res if res != -EBUSY else -EOPNOTSUPP  # the kernel copies by READ and WRITE then
 
 
 cdef int blocking_copy(Request *r) noexcept nogil:
     cdef fuse_copy_file_range_in *arg = <fuse_copy_file_range_in *> r.op_in
     cdef OpenFile *source = file_at(server_of(r), arg.fh_in, OF_FILE)
     cdef OpenFile *target = file_at(server_of(r), arg.fh_out, OF_FILE)
+    cdef InodeTable *t = &server_of(r).inodes
     cdef int64_t at = <int64_t> arg.off_in
     cdef int64_t to = <int64_t> arg.off_out
     cdef size_t length = arg.len
@@ -166,12 +167,14 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     if fd2 < 0:
         return fd2
     r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
-    if r.as_data:
-        res = data_take(r.ctx)
-        if res < 0:
-            return res
-    n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
-    res = -errno if n < 0 else 0
+    if not change_begin(t, inode_at(t, target.node), False):
+        return -EOPNOTSUPP  # the lane is not for waiting; the kernel copies by READ and WRITE then
+    res = data_take(r.ctx) if r.as_data else 0
+    n = 0
+    if res == 0:
+        n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
+        res = -errno if n < 0 else 0
+    change_end(t, inode_at(t, target.node))
     data_drop(r.ctx)
     if res < 0:
         return res

@@ -11,8 +11,9 @@ cdef enum:
     REMOTE_RING = 64        # reads and writes of remote files at a time, for which a queue's thread has io_uring's workers
 
 cdef int later(Request *r, Handler blocking) noexcept nogil
-cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil
+cdef int later_copying(Request *r, Handler blocking, uint64_t target) noexcept nogil
 cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept nogil
+cdef int later_settling(Request *r, Handler blocking, bint held, const char *name) noexcept nogil
 cdef int patiently(Request *r, Handler blocking) noexcept nogil
 
 

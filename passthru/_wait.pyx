@@ -3,7 +3,8 @@ from libc.stdint cimport uint64_t
 
 from passthru._inode cimport *
 from passthru._libc cimport EBUSY, ENOLCK
-from passthru._pool cimport CROSS_LANES, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane
+from passthru._pool cimport (
+    CROSS_LANES, LANE_COPY, LANE_CROSS, LANE_GENERAL, lane_of, lane_of_row, pool_submit, pool_submit_lane)
 from passthru._request cimport *
 
 
@@ -12,18 +13,26 @@ cdef int later(Request *r, Handler blocking) noexcept nogil:
 
     The lane is that of the filesystem that the request is for.
     """
-    return later_for(r, blocking, r.h.nodeid)
-
-
-cdef int later_for(Request *r, Handler blocking, uint64_t node) noexcept nogil:
-    """later(), in the lane of that inode's filesystem."""
     cdef InodeTable *t = &server_of(r).inodes
     cdef Inode *i
     if may_wait(r):
         return blocking(r)
-    i = inode_at(t, node)
+    i = inode_at(t, r.h.nodeid)
     return pool_submit_lane(server_of(r).pool, r, blocking,
                             lane_of_row(i.fs) if i != NULL and t.fs[i.fs].flags & FS_REMOTE else LANE_GENERAL)
+
+
+cdef int later_copying(Request *r, Handler blocking, uint64_t target) noexcept nogil:
+    """later() for a copy to another inode: long ones do not delay what else the source is asked."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef Inode *i = inode_at(t, r.h.nodeid)
+    # Between filesystems it may be either that takes its time.
+    if i == NULL or not t.fs[i.fs].flags & FS_REMOTE:
+        i = inode_at(t, target)
+    if may_wait(r):
+        return blocking(r)
+    return pool_submit_lane(server_of(r).pool, r, blocking,
+                            lane_of_row(i.fs) if i != NULL and t.fs[i.fs].flags & FS_REMOTE else LANE_COPY)
 
 
 cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept nogil:
@@ -35,6 +44,21 @@ cdef int later_crossing(Request *r, Handler blocking, const char *name) noexcept
         key = key * 31 + <unsigned char> name[0]
         name += 1
     return pool_submit_lane(server_of(r).pool, r, blocking, lane_of(LANE_CROSS, CROSS_LANES, key))
+
+
+cdef int later_settling(Request *r, Handler blocking, bint held, const char *name) noexcept nogil:
+    """later() for settle() of what has been looked up by a name. held: a caller may have its lock, see change_begin().
+
+    Nobody waits here for what others have the source do.
+    """
+    cdef int res = -EBUSY
+    if held:
+        r.patient = 1  # before it is another thread's
+        res = patiently(r, blocking)
+        if res != -EBUSY:
+            return res
+        r.patient = 0
+    return later_crossing(r, blocking, name)
 
 
 cdef int patiently(Request *r, Handler blocking) noexcept nogil:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import select
 import signal
@@ -508,3 +509,109 @@ def test_fifo_openers(busy):
     time.sleep(0.3)
     problems = goes_on(local, children, before, f"{MANY} open a FIFO")
     assert not problems, problems
+
+
+# ------------------------------------------------------------ a caller that keeps a file's lock in the source
+
+def _link(path: str) -> None:
+    os.link(path, f"{path} too")
+
+
+def _exchange(path: str) -> None:
+    os.rename(path, f"{path} over")
+
+
+def _over(path: str) -> None:
+    Path(f"{path} new").touch()
+    os.rename(f"{path} new", path)
+
+
+def _truncate_open(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+
+CHANGES: dict[str, Callable[[str], object]] = {
+    "chmod": lambda path: os.chmod(path, 0o640), "utime": os.utime, "truncate": lambda path: os.truncate(path, 10),
+    "setxattr": lambda path: os.setxattr(path, "user.a", b"1"), "unlink": os.unlink, "link": _link,
+    "rename": _exchange, "rename over": _over, "open to truncate": _truncate_open,
+    "fallocate": lambda path: _fallocate_by(path), "seek": lambda path: _seek(path), "copy to": lambda path: _copy_to(path),
+    "stat of a program": lambda path: _stat_program(path)}
+
+
+def _fallocate_by(path: str) -> None:
+    with open(path, "r+b") as f:
+        os.posix_fallocate(f.fileno(), 0, 300_000)
+
+
+def _seek(path: str) -> None:
+    with open(path, "rb") as f:
+        os.lseek(f.fileno(), 0, os.SEEK_HOLE)
+
+
+def _copy_to(path: str) -> None:
+    with open(f"{os.path.dirname(path)}/data", "rb") as f, open(path, "r+b") as to:
+        os.copy_file_range(f.fileno(), to.fileno(), 4096, 0, 0)
+
+
+def _stat_program(path: str) -> None:
+    os.chmod(path, 0o4755)  # waits for the lock, and those after it wait for that
+    os.stat(path)
+
+
+def _read_into_nothing(given: tuple[int, mmap.mmap]) -> None:
+    """O_DIRECT: on ext4 the kernel has the inode's lock for as long as the memory does not come."""
+    os.preadv(given[0], [memoryview(given[1])[:4096]], 0)
+
+
+def _write_from_nothing(given: tuple[int, mmap.mmap]) -> None:
+    os.pwritev(given[0], [memoryview(given[1])[:4096]], 0)
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("transport", ["ring", "passthrough"], indirect=True)
+def test_memory_that_does_not_come(mount, place, transport, name, how):
+    """A caller reads or writes with memory that is a file of a server that does not answer; others change that file."""
+    source, there = place / "src", place / "server"
+    (source / "local").mkdir(parents=True)
+    (source / "held").mkdir()
+    there.mkdir()
+    (source / "local/data").write_bytes(bytes(100_000))
+    (source / "held/data").write_bytes(bytes(100_000))
+    children = Children()
+    problems: list[str] = []
+    with Server(there) as server:
+        try:
+            fs = mount(source=source)
+            held = [f"{fs.mnt}/held/{n}" for n in range(MANY)]
+            local = fs.mnt / "local"
+            before, _ = measured(local, children, LOCAL)
+
+            def prepare(path: str) -> tuple[int, mmap.mmap]:
+                Path(path).write_bytes(bytes(100_000))
+                memory = os.open(there / f"f{os.getpid()}", os.O_RDWR)
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECT if how == "read" else os.O_WRONLY)
+                return fd, mmap.mmap(memory, 8192, mmap.MAP_PRIVATE)
+
+            keep = _read_into_nothing if how == "read" else _write_from_nothing
+            keepers = [children.ready(lambda path=path: prepare(path), keep) for path in held]
+            server.tell("silent", "READ")
+            for c in keepers:
+                c.start()
+            server.asked("READ", len(held))
+            changers = [children.ready(lambda path=path: path, CHANGES[name]) for path in held]
+            changers[0].start()
+            time.sleep(0.1)
+            problems += goes_on(local, children, before, f"one waits to {name}")
+            for c in changers[1:]:
+                c.start()
+            time.sleep(0.3)
+            if not problems:
+                problems += goes_on(local, children, before, f"{MANY} wait to {name}")
+            problems += ends(fs, server)
+        finally:
+            if server.process.poll() is None:
+                server.end()
+            children.end()
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)

@@ -278,3 +278,21 @@ def test_own_mount_below_itself(mount, place):
         assert os.listdir(fs.mnt / "self") == ["under"]
     finally:
         subprocess.run(["umount", "-l", place / "src" / "self"], check=True)
+
+
+def test_creating_where_something_has_been_mounted(mount, place):
+    """CREATE of a name that the kernel took for free: what is mounted there now is judged as at any other look."""
+    (place / "src").mkdir()
+    fs = mount("--negative-timeout", "1000")
+    name = fs.src / "f"
+    assert not (fs.mnt / "f").exists()
+    name.write_text("covered")
+    subprocess.run(["mount", "--bind", "/proc/sys/kernel/ostype", name], check=True)
+    try:
+        fd = os.open(fs.mnt / "f", os.O_CREAT | os.O_RDONLY, 0o600)
+        try:
+            assert os.read(fd, 100) == b"covered"
+        finally:
+            os.close(fd)
+    finally:
+        subprocess.run(["umount", "-l", name], check=True)

@@ -2,7 +2,9 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -199,3 +201,52 @@ def test_big_files_go_beside_the_queues(fs):
         assert fs.stats().total("io_pool") == before + 1
     assert sorted(os.listdir(fs.src)) == ["replaced", "truncated"]
     assert [os.stat(fs.src / n).st_size for n in ("replaced", "truncated")] == [0, 0]
+
+
+FIFREEZE, FITHAW = 0xc0045877, 0xc0045878
+
+
+@pytest.fixture
+def freezable(mount, place):
+    """A mount of a filesystem that can be frozen: writes wait in it then, and reads do not."""
+    if shutil.which("mkfs.ext4") is None or not os.path.exists("/dev/loop-control"):
+        pytest.skip("wants loop devices and mkfs.ext4 (e2fsprogs)")
+    image = place / "image"
+    with image.open("wb") as f:
+        f.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    (place / "src").mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place / "src"], check=True)
+    try:
+        yield mount()
+    finally:
+        subprocess.run(["umount", "-l", place / "src"], check=True)
+
+
+def copies_asked(fs) -> int:
+    return sum(n for name, n in fs.stats().ops().items() if name.startswith("COPY_FILE_RANGE"))
+
+
+def test_set_user_id_files_are_seen_beside_copies(freezable):
+    """Copies, of whomever and however many, are not what a look at a program with rights of its own waits for."""
+    fs = freezable
+    (fs.src / "su").touch()
+    (fs.src / "su").chmod(0o4755)
+    (fs.src / "from").write_bytes(b"x" * 100_000)
+    copies = 100
+    source = os.open(fs.mnt / "from", os.O_RDONLY)
+    targets = [os.open(fs.mnt / f"to{n}", os.O_RDWR | os.O_CREAT) for n in range(copies)]
+    root = os.open(fs.src, os.O_RDONLY)
+    fcntl.ioctl(root, FIFREEZE, 0)
+    try:
+        with ThreadPoolExecutor(copies + 1) as pool:
+            done = [pool.submit(os.copy_file_range, source, fd, 100_000, 0, 0) for fd in targets]
+            try:
+                until(lambda: copies_asked(fs) >= copies, "all have come")
+                assert pool.submit(os.stat, fs.mnt / "su").result(10).st_mode & stat.S_ISUID
+            finally:
+                fcntl.ioctl(root, FITHAW, 0)
+            assert [d.result() for d in done] == [100_000] * copies
+    finally:
+        for fd in (root, source, *targets):
+            os.close(fd)

@@ -69,9 +69,9 @@ class Queue:
 
     def ask(
         self, name: str, node: int = 1, first: bytes = b"", payload: bytes = b"", *, uid: int = 0, gid: int = 0,
-        pid: int = 1, ext: bytes = b"", unique: int = 100,
+        pid: int = 0, ext: bytes = b"", unique: int = 100,
     ) -> tuple[int, bytes]:
-        """(length of the reply or -errno, its first 160 bytes)."""
+        """(length of the reply or -errno, its first 160 bytes). pid 0: of nobody that could have a capability."""
         payload += ext
         header = struct.pack("=IIQQIIIHH", 40 + len(first) + len(payload), OPCODES[name], unique, node, uid, gid, pid,
                              len(ext) // 8, 0)
