@@ -146,6 +146,7 @@ def served(
         xattr=True, writeback=False, mountinfo=mountinfo)
     serving.configure(core, Options(**{"spin_us": 0, **options}), passthrough=False)
     core.negotiated(flags, minor, -1, False)
+    core.mounts_changed()
     yield Mount(source, core)
     core.stop()
 
