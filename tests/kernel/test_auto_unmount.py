@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from _daemon import left_pages, mounted, run, until
+
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
 
 
 def watchers(daemon: int) -> list[int]:

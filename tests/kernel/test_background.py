@@ -10,6 +10,8 @@ from _daemon import detach, left_pages, mounted, run, until
 
 from passthru import stats
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 class Background:
     """A daemon that is nobody's child; its pid is in its status page."""

@@ -8,6 +8,8 @@ from _daemon import mounts_below, run
 
 from passthru.errors import EXIT_CODES
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 USAGE, SOURCE, MOUNTPOINT = 2, 3, 4
 
 BAD_OPTIONS = [

@@ -8,7 +8,7 @@ import sys
 import pytest
 from _modes import DATA_TOO
 
-pytestmark = DATA_TOO
+pytestmark = [pytest.mark.release_only("takes long on a build with sanitizers"), DATA_TOO]
 
 MAKEFILE = """\
 OBJECTS := $(patsubst %.c,%.o,$(wildcard part*.c)) main.o

@@ -12,6 +12,8 @@ from test_unprivileged import python_for_all
 from passthru import status_page
 from passthru.transport import PARAMETER, ring_parameter
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 

@@ -21,7 +21,7 @@ from _daemon import Daemon, detach
 from _modes import DATA_TOO
 from _operations import CALLERS, Case, Worker
 
-pytestmark = [DATA_TOO, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.release_only("takes long on a build with sanitizers"), DATA_TOO, pytest.mark.timeout(300)]
 
 COUNT = int(os.environ.get("PASSTHRU_COMPARE_CASES", "3000"))
 SEED = int(os.environ.get("PASSTHRU_COMPARE_SEED", "1"))

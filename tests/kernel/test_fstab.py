@@ -17,6 +17,8 @@ from test_unprivileged import python_for_all
 from passthru import mounting, stats
 from passthru.status_page import process_owner
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 HELPER = "/sbin/mount.passthru"
 BOOT = {"PATH": "/usr/bin:/bin"}  # what a mount at boot has
 

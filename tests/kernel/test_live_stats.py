@@ -15,6 +15,8 @@ from _users import NOBODY, as_user
 from passthru import _sys, control, monitor, status_page
 from passthru.errors import MountpointError
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 def test_latencies(fs: Daemon):
     """Every request that was answered is in the histogram of its opcode, and takes no longer than the test."""

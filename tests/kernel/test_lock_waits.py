@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from _daemon import until
 
+pytestmark = pytest.mark.release_only("takes long on a build with sanitizers")
+
 FLOCK = struct.Struct("hhqqi4x")
 OFD_SETLK, OFD_SETLKW = 37, 38
 

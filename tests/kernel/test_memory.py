@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from _daemon import environment
 
+pytestmark = pytest.mark.release_only("a build with sanitizers needs more memory")
+
 CPUS = len(os.sched_getaffinity(0))
 MIB = 1 << 20
 PER_CPU = 4 * MIB

@@ -7,6 +7,8 @@ import pytest
 
 from passthru.mounting import mounted_at
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 def words_of(mnt) -> tuple[list[str], str, str]:
     """(options, type, source) of a mount as the kernel shows them."""

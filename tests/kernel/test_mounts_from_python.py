@@ -13,6 +13,8 @@ from _daemon import ROOT, detach, forget_pages, left_pages, mounted, until
 
 import passthru
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 @pytest.fixture
 def ends(place):

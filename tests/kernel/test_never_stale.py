@@ -21,7 +21,8 @@ import pytest
 from _modes import DATA_TOO
 
 SECONDS = float(os.environ.get("PASSTHRU_NEVER_STALE_SECONDS", "4"))
-pytestmark = [DATA_TOO, pytest.mark.timeout(SECONDS + 100)]
+pytestmark = [
+    pytest.mark.release_only("takes long on a build with sanitizers"), DATA_TOO, pytest.mark.timeout(SECONDS + 100)]
 
 DIRECTORIES = 5
 SLOTS = 60  # of each process

@@ -18,6 +18,7 @@ import passthru
 BUILT = re.compile(r"\.(c|so|html)$|(^|/)(__pycache__|\.\w[^/]*|build|dist|\w*\.egg-info)/")
 
 pytestmark = [
+    pytest.mark.release_only("packages have release builds"),
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not (ROOT / "MANIFEST.in").exists(), reason="no checkout: the package under test is installed"),

@@ -16,7 +16,7 @@ from _daemon import detach, until
 from _modes import DATA_TOO
 from _users import as_user
 
-pytestmark = DATA_TOO
+pytestmark = [pytest.mark.release_only("takes long on a build with sanitizers"), DATA_TOO]
 
 OWNER, MEMBER, STRANGER, TEAM = 12345, 12346, 12347, 12350
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -20,6 +20,8 @@ from _daemon import environment, keepers, left_pages, mounted, open_files, until
 
 from passthru import _confine, capabilities, monitor, sandbox
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 DAEMON = """
 import ctypes, errno, json, os, socket, struct, sys, time
 from passthru import _confine, cli, session

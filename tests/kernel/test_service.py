@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from _daemon import environment, mounted, until
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 GENERATOR = Path("/usr/lib/systemd/system-generators/systemd-fstab-generator")
 
 

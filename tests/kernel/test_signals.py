@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from _daemon import mounted, until
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 STOPPERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

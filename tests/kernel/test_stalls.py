@@ -23,7 +23,7 @@ from _daemon import Daemon, mounted, until
 from _operations import _fallocate
 from _stalling import Server
 
-pytestmark = pytest.mark.timeout(100)
+pytestmark = [pytest.mark.release_only("takes long on a build with sanitizers"), pytest.mark.timeout(100)]
 
 CPU = min(os.sched_getaffinity(0))
 MANY = 70  # more than a queue has entries, and than a pool has threads

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from _daemon import Daemon, command, environment, run, until
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 def test_batch(fs: Daemon):
     """What happens between two looks, and nothing else."""

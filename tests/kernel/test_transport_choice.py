@@ -9,6 +9,8 @@ from _daemon import Daemon, mounted, run
 from passthru import stats
 from passthru.transport import PARAMETER, ring_parameter
 
+pytestmark = pytest.mark.release_only("the Python around the compiled modules")
+
 
 @pytest.fixture(autouse=True)
 def has_ring(kernel_ready):
