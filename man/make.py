@@ -63,8 +63,8 @@ more; with
 .B \-\-fixed\-size
 it does not.
 A block device never does, and a read-only one is mounted read-only.
-Of what keeps its size, a write that crosses the end is short, and one behind
-it fails with ENOSPC; truncating it, by
+Of what keeps its size, a write that crosses the end is short, and one past it
+fails with ENOSPC; truncating it, by
 .BR open (2)
 with O_TRUNC too, fails with EPERM.
 Holes may be punched, and
@@ -108,7 +108,7 @@ has to be Y; its default is N.
 Root can set it with
 .B \-\-enable\-uring
 or beforehand; it stays as it was set.
-A few requests, such as FORGET and INTERRUPT, always come by
+A few requests, such as INTERRUPT, always come by
 .IR /dev/fuse .
 .TP
 .B dev
@@ -160,10 +160,13 @@ is then for all files.
 By default root's daemon has the kernel read and write the files of the source
 itself (kernel passthrough, Linux 6.9); READ and WRITE do not reach the daemon.
 This is not done with
-.BR \-\-writeback ,
-for sources that are stacked filesystems (overlayfs, another passthrough mount),
-for files that have their set-user-ID or set-group-ID bit when they are opened
-for writing, and for files that are open without it already.
+.BR \-\-writeback
+or
+.BR \-\-direct\-io ,
+for sources that are stacked filesystems (overlayfs, another passthrough mount)
+or of fixed size, for files that are append-only or opened with O_APPEND for
+writing, for files that have their set-user-ID or set-group-ID bit when they are
+opened for writing, and for files that are open without it already.
 .PP
 If a file that is passed through is changed by
 .BR mmap (2),
@@ -184,7 +187,8 @@ and record locks of
 are taken on the source, and hold against its other users, unless
 .B \-\-local\-locks
 is given.
-Deadlocks of record locks are not detected: both processes wait.
+A deadlock of record locks (EDEADLK) is found among processes that wait in the
+mount, if the source is local; not one that goes by a lock taken beside it.
 .SH SUBMOUNTS
 What is mounted below the source is shown, unless
 .B \-x

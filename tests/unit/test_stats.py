@@ -106,7 +106,7 @@ def test_short_page(tmp_path):
 
 def test_live(tmp_path, monkeypatch):
     """Pages of processes that are, by mountpoint; those of dead ones are not shown."""
-    monkeypatch.setattr(status_page, "directory", lambda: tmp_path)
+    monkeypatch.setattr(stats, "directories", lambda **_: [(tmp_path, os.geteuid())])  # not the machine's
     make_page(tmp_path / "0:41", mountpoint=b"/m")
     make_page(tmp_path / "0:42", pid=(1 << 22) + 5, mountpoint=b"/dead")  # beyond any pid
     make_page(tmp_path / "0:43", start_ticks=5, mountpoint=b"/again")  # another process has its pid now
