@@ -76,6 +76,7 @@ bench:
 man:
 	./start --setup
 	$(PYTHON) man/make.py
+	$(PYTHON) docs/modules.py
 
 lint:
 	./start --setup lint
@@ -83,6 +84,7 @@ lint:
 	PATH="$(PASSTHRU_VENV)/bin:$$PATH" cython-lint passthru
 	$(PYTHON) -m mypy
 	$(PYTHON) man/make.py --check
+	$(PYTHON) docs/modules.py --check
 
 deb:
 	tools/deb

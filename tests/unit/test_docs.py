@@ -1,16 +1,21 @@
 """The documents speak of what there is: links lead somewhere, named files exist, no module is left out."""
 import ast
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from passthru import api, capabilities, errors, init, options, sandbox, seccomp, status_page
 from passthru.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HABITS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+DOCUMENTS = [ROOT / "README.md", *HABITS, *sorted((ROOT / "docs").glob("*.md"))]
 INNER = {"__init__", "__main__", "_version"}  # modules that need no word
 MODULES = {p.stem for p in (ROOT / "passthru").iterdir() if p.suffix in (".py", ".pyx", ".pxd")} - INNER
 
@@ -42,7 +47,7 @@ def test_named_files(document):
 
 def test_every_document_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
-    missing = [p.name for p in DOCUMENTS[1:] if f"docs/{p.name}" not in text]
+    missing = [p.name for p in DOCUMENTS[1:] if f"({p.relative_to(ROOT)})" not in text]
     assert not missing
 
 
@@ -99,3 +104,197 @@ def test_nothing_is_used_in_a_circle(uses):
         graph.setdefault(a, set()).add(b)
     assert len(graph) > 5
     TopologicalSorter(graph).prepare()
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    text = (ROOT / document).read_text()
+    _, found, rest = text.partition(f"{heading}\n")
+    assert found, f"{document}: no {heading!r}"
+    lines = rest[rest.index("\n|") + 1:].partition("\n\n")[0].splitlines()
+    return [re.split(r" (?<!\\)\| ", line.removeprefix("| ").removesuffix(" |")) for line in lines[2:]]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def cimported(module: str, used: str) -> set[str]:
+    text = "".join(p.read_text() for p in (ROOT / "passthru").glob(f"{module}.p*"))
+    found = re.findall(rf"^from passthru\.{used} cimport (\((?:.|\n)*?\)|.*)$", text, re.MULTILINE)
+    return {name.strip() for names in found for name in names.strip("()").split(",") if name.strip()}
+
+
+def test_transports_call_handlers_by_dispatch_only():
+    """As docs/architecture.md says."""
+    said = {
+        "_ring": {"undelivered"}, "_bounce": {"undelivered"}, "_dev": {"undelivered", "op_in_size"}, "_dialect": set()}
+    assert {module: cimported(module, "_ops") for module in said} == said
+    operations = [name for name, row in rows().items() if row == rows()["_file"]]
+    for module in said:
+        taken = {name for used in operations for name in cimported(module, used)}
+        assert not [name for name in taken if name == "*" or name.startswith("op_")], module
+
+
+MOUNTING = ["cli", "child", "mount_helper", "session", "probe", "commands.check"]
+
+
+@pytest.mark.parametrize("module", MOUNTING)
+def test_a_mount_needs_no_numpy(module):
+    """It would take a third of a daemon's memory, and of the time that a mount takes."""
+    code = ("import importlib, sys\nsys.modules['numpy'] = sys.modules['rich'] = None\n"
+            f"importlib.import_module('passthru.{module}')\nassert 'passthru.stats' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_table_of_modules_is_current():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "modules.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_targets():
+    """Each is in docs/developing.md."""
+    names = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    said = set(re.findall(r"[\w-]+", " ".join(row[0] for row in table("docs/developing.md", "## Building"))))
+    assert sorted(set(names) - said) == []
+
+
+def code_blocks(document: str, *languages: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_excerpts_are_the_code():
+    """Each paragraph of an excerpt in C or Cython stands so in a file; a structure's lines each."""
+    sources = [p.read_text() for p in (ROOT / "passthru").iterdir() if p.suffix in (".h", ".pyx", ".pxd")]
+    found = [(piece, block) for block in code_blocks("docs/developing.md", "c", "cython")
+             for piece in ([block] if "cdef" in block else block.splitlines(keepends=True))]
+    assert len(found) >= 5
+    for piece, _ in found:
+        assert any(piece in source for source in sources), f"docs/developing.md, of no file:\n{piece}"
+
+
+def test_exit_codes():
+    rows = table("README.md", "An error is one line on standard error, and an exit code:")
+    said = {int(code): text for code, text in rows}
+    real = {code: str(text).rstrip(".") for code, text in errors.EXIT_CODES}
+    assert said == {code: text[0].lower() + text[1:] for code, text in real.items()}
+
+
+def test_exceptions_of_the_api():
+    said = {quoted(row[0])[0]: row[-1].strip() for row in table("docs/api.md", "## Errors")}
+    real = {f"passthru.{c.__name__}": str(c.exit_code) for c in vars(errors).values()
+            if isinstance(c, type) and issubclass(c, errors.PassthruError)}
+    assert {name: code for name, code in said.items() if name != "TypeError"} == real
+
+
+def test_methods_of_the_api():
+    said = {name.partition("(")[0] for row in table("docs/api.md", "## Mount") for name in quoted(row[0])}
+    real = {name for name in vars(api.Mount) if not name.startswith("_")} | {"source", "mountpoint", "pid", "summary"}
+    assert said == real
+
+
+def test_live_options():
+    said = {name for row in table("docs/monitoring.md", "## Changing options") for name in quoted(row[0])}
+    assert said == set(options.live_options())
+
+
+def test_capabilities_kept():
+    text = " ".join(row[0] for row in table("docs/security.md", "**Capabilities** that root's daemon keeps:"))
+    real = {name.removeprefix("CAP_"): n for name, n in vars(capabilities).items() if name.startswith("CAP_")}
+    kept = {name for name, n in real.items() if n in sandbox.KEPT} | {"MAC_OVERRIDE", "MAC_ADMIN"}
+    assert set(re.findall(r"\w+", text)) == kept
+
+
+def test_levels_of_the_sandbox():
+    said = [quoted(row[0])[0] for row in table("docs/security.md", "## The confined daemon")]
+    assert sorted(said) == sorted(options.SANDBOX)
+
+
+def test_system_calls_that_end_the_daemon():
+    text = (ROOT / "docs" / "security.md").read_text().partition("Not among them: ")[2].partition(". Another call")[0]
+    named = set(re.findall(r"\b[a-z_0-9]+\b", text))
+    assert {"execve", "ptrace", "mount", "connect", "io_uring_setup"} <= named
+    assert sorted(named & set(seccomp.rules(1))) == []
+
+
+def test_versions_of_the_protocol():
+    spoken = f"{init.MAJOR}.{init.MIN_MINOR} to\n{init.MAJOR}.{init.MINOR}"
+    assert f"FUSE itself is {spoken}" in (ROOT / "docs" / "protocol.md").read_text()
+    assert f"FUSE {init.MAJOR}.{init.MIN_MINOR} is the oldest" in (ROOT / "README.md").read_text()
+    assert f"before {init.OLDEST} |" in (ROOT / "README.md").read_text()
+
+
+def test_counters_in_the_list_of_the_most_telling():
+    said = {name for row in table("docs/developing.md", "Those most telling:") for name in quoted(row[0])}
+    assert sorted(said - set(status_page.COUNTERS) - {"ops", "op_errors", "op_ns"}) == []
+
+
+def constants(module: str) -> dict[str, int]:
+    """The numbers of a module's enums."""
+    text = "".join(p.read_text() for p in sorted((ROOT / "passthru").glob(f"{module}.p[yx]*")))
+    found = re.findall(r"^    ([A-Z][A-Z_]+) = (\d+)\b", text, re.MULTILINE)
+    return {name: int(n) for name, n in found}
+
+
+def test_limits_of_the_pools():
+    """The numbers in the documents are those of the code."""
+    c = constants("_pool")
+    waits, spares = c["WAITERS"], constants("_ring")["SPARES"]
+    pool_threads = int(re.findall(r"^POOL_THREADS = (\d+)", "".join(
+        p.read_text() for p in (ROOT / "passthru").glob("*.py")), re.MULTILINE)[0])
+    assert spares == waits
+    texts = {name: (ROOT / "docs" / name).read_text() for name in ("architecture.md", "limits.md", "security.md")}
+    for document, said in (
+            ("architecture.md", f"| `pool` | 0 to {pool_threads}, and 0 to {c['OTHERS_MOST']} for filesystems below"),
+            ("architecture.md", f"| waiters, also `pool` | 0 to {waits},"),
+            ("architecture.md", f"{spares} more for each queue at the most"),
+            ("architecture.md", f"waits for locks ENOLCK, while {c['LOCK_RESERVE']} are left"),
+            ("architecture.md", f"{c['OTHERS']} threads in all, and beyond that one each up to {c['OTHERS_MOST']}"),
+            ("architecture.md", f"each remote filesystem below it has {c['ROW_LIMIT']}, "),
+            ("architecture.md", f"one of {c['CROSS_LANES']} lanes with {c['CROSS_LIMIT']}"),
+            ("architecture.md", f"{c['LANE_QUEUE']} requests wait in a lane at the most"),
+            ("limits.md", f"{waits} waits for locks and leases at one time, {waits - c['LOCK_RESERVE']} of them"),
+            ("security.md", f"| {waits} in all; {waits - c['LOCK_RESERVE']} on a CPU's queue |")):
+        text = re.sub(r"\s+", " ", texts[document])
+        assert said in text, f"docs/{document}: {said!r} is not there"
+
+
+# Options of other programs in the documents, and of passthru's subcommands and tools.
+OTHERS = set("""--setup --test --now --global --no-deps --reflink --bind --make-shared --device --timeout
+    --json --prometheus --plot --batch --interval --count --remove --prefix --propagation --check
+    --rows --target --baseline --rounds --seconds --size --source --only --claim --load --show --root --seed""".split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_options_are_there(document):
+    known = {flag for action in options.parser()._actions for flag in action.option_strings} | OTHERS
+    said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", document.read_text()))
+    assert sorted(said - known) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_command_lines_are_parsed(document):
+    """Mounts in the documents' examples: what they give is understood."""
+    for block in re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", "").splitlines():
+            words = shlex.split(line, comments=True)
+            if "passthru" in words[:1] and len(words) > 2 and words[1] not in COMMANDS and "[options]" not in words:
+                options.parse(words[1:])
+
+
+def test_sanitizers_tests_are_chosen_by_a_marker():
+    """A list of names would leave a new file out, and nobody would see it."""
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "-m 'not release_only'" in text and "test_" not in text.replace("test_*", "")
+    for path in (ROOT / "tests" / "kernel").glob("test_*.py"):
+        marks = re.findall(r"pytest\.mark\.release_only(.*)", path.read_text())
+        assert all(re.match(r'\("\w[^"]{10,}"\)', m) for m in marks), f"{path.name}: without a reason"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_named_tests(document):
+    for path, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", document.read_text()):
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{document.name}: {path}::{name}"
