@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import shutil
 import stat
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import _mounts, _sys, init, mounting
+from ._confine import NUMBERS
 from .capabilities import (
     CAP_DAC_READ_SEARCH,
     CAP_IPC_LOCK,
@@ -32,7 +35,6 @@ from .transport import PARAMETER, ring_parameter
 
 FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
-NO_BACKING = {*_mounts.STACKED, "fuse", "fuseblk"}  # the kernel passes no files through to these
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,29 @@ class _Rehearsal(Session):
             return self.start()
         except _Rehearsed:
             if not self._connection.by_fusermount:
-                return self.summary()
+                # Whether the kernel takes a file it says at the first open, which a rehearsal has not.
+                refused = self.passthrough and self._refuses_files()
+                self.passthrough = self.passthrough and not refused
+                note = " (no kernel passthrough: the kernel refuses it for the source's files)" if refused else ""
+                return self.summary() + note
             how = "ring" if self.transport.ring else "dev"
             return f"{self.options.source} on {self._connection.target}: {how} transport, by fusermount3"
+
+    def _refuses_files(self) -> bool:
+        """Does the kernel refuse to read and write the source's files itself? By a file of it; if there is none, by
+        the source's type."""
+        fd = _regular_file(self.source_fd, os.O_PATH) if self.source.directory else os.dup(self.source_fd)
+        if fd < 0:
+            return _family(_type_of(os.path.realpath(self.options.source))) in _mounts.STACKED
+        try:
+            asked = bytearray(struct.pack("=iIQ", fd, 0, 0))  # of what may be changed, ioctl() returns the number
+            number = fcntl.ioctl(self._connection.fuse_fd, NUMBERS["FUSE_DEV_IOC_BACKING_OPEN"], asked)
+            fcntl.ioctl(self._connection.fuse_fd, NUMBERS["FUSE_DEV_IOC_BACKING_CLOSE"], struct.pack("=I", number))
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
 
 def _check_fusermount(options: Options, target: str) -> None:
@@ -303,24 +325,41 @@ def process_checks() -> list[Check]:
     return found
 
 
-def _nowait(directory: int) -> str:
-    """Does the filesystem read what it has at hand without waiting? By a file of the directory, if there is one."""
+def _regular_file(directory: int, flags: int) -> int:
+    """An fd of a file of the directory, opened with these flags; -1: none among the first that can be opened."""
     with os.scandir(directory) as entries:
         for _, entry in zip(range(1000), entries, strict=False):
             try:
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                if entry.is_file(follow_symlinks=False):
+                    return os.open(
+                        entry.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
             except OSError:
                 continue
-            try:
-                os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-            except OSError as e:
-                return "no" if e.errno == errno.EOPNOTSUPP else "yes"
-            finally:
-                os.close(fd)
-            return "yes"
-    return "no file there to try"
+    return -1
+
+
+def _nowait(directory: int) -> str:
+    """Does the filesystem read what it has at hand without waiting? By a file of the directory, if there is one."""
+    fd = _regular_file(directory, os.O_RDONLY)
+    if fd < 0:
+        return "no file there to try"
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError as e:
+        return "no" if e.errno == errno.EOPNOTSUPP else "yes"
+    finally:
+        os.close(fd)
+    return "yes"
+
+
+def _type_of(real: str) -> str:
+    """The type of the filesystem that a real path lies on, or 'unknown'."""
+    here = mounting.mount_of(mounting.mounts(), real)
+    return here.fstype if here is not None else "unknown"
+
+
+def _family(kind: str) -> str:
+    return kind.partition(".")[0]  # fuse.subtype
 
 
 def source_checks(path: str) -> list[Check]:
@@ -332,8 +371,7 @@ def source_checks(path: str) -> list[Check]:
     fd = source.fd
     try:
         real = os.path.realpath(path)
-        kind = next((m.fstype for m in reversed(mounting.mounts())
-                     if real == m.target or real.startswith(m.target.rstrip("/") + "/")), "unknown")
+        kind = _type_of(real)
         checks = [Check("source", "ok", f"{real}, on {kind}")]
         handles = _tried(lambda: _sys.try_file_handle(fd)) is None
         if handles and capable(CAP_DAC_READ_SEARCH):
@@ -349,10 +387,9 @@ def source_checks(path: str) -> list[Check]:
         checks.append(Check("  xattrs", "ok", "yes") if error is None else Check("  xattrs", "note", reason(error)))
         error = _tried(lambda: _sys.try_fanotify(fd))
         checks.append(Check("  fanotify", "ok", "yes") if error is None else Check("  fanotify", "note", reason(error)))
-        family = kind.partition(".")[0]  # fuse.subtype
-        if family in NO_BACKING:
+        if _family(kind) in _mounts.STACKED:
             checks.append(Check("  passthrough", "note", f"not on {kind}: the daemon reads and writes"))
-        if family in _mounts.REMOTE:
+        if _family(kind) in _mounts.REMOTE:
             checks.append(Check("  remote", "note", f"{kind}: requests may wait for a network or another daemon"))
         return checks
     finally:

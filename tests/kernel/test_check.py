@@ -75,6 +75,26 @@ def transport() -> str:
     return "auto"
 
 
+@pytest.mark.parametrize("what", ["a file", "nothing"])
+def test_no_passthrough_is_promised_that_the_kernel_refuses(ends, place, what):
+    """For files of a stacked filesystem."""
+    src, mnt = ends
+    if what == "nothing":
+        (src / "f").unlink()
+    offered = ", kernel passthrough" in checked(src, mnt)[1]["result"]
+    for name in ("upper", "work", "merged"):
+        (place / name).mkdir()
+    names = f"lowerdir={src},upperdir={place}/upper,workdir={place}/work"
+    done = subprocess.run(
+        ["mount", "-t", "overlay", "-o", names, "overlay", place / "merged"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no overlayfs here")
+    code, said = checked(place / "merged", mnt)
+    assert code == 0 and "not on overlay" in by_name(said)["passthrough"]["value"]
+    assert ", kernel passthrough" not in said["result"]
+    assert ("(no kernel passthrough: the kernel refuses it" in said["result"]) == offered
+
+
 @pytest.mark.parametrize("what, code", [("source", 3), ("mountpoint", 4), ("source is a FIFO", 3), ("in use", 4)])
 def test_same_code_and_message(place, ends, what, code):
     """As the mount itself, which is tried afterwards."""
