@@ -163,7 +163,8 @@ This is not done with
 .BR \-\-writeback
 or
 .BR \-\-direct\-io ,
-for sources that are stacked filesystems (overlayfs, another passthrough mount)
+for sources that are stacked filesystems (overlayfs, another mount with kernel
+passthrough)
 or of fixed size, for files that are append-only or opened with O_APPEND for
 writing, for files that have their set-user-ID or set-group-ID bit when they are
 opened for writing, and for files that are open without it already.

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from passthru import api, capabilities, errors, init, options, sandbox, seccomp, status_page
+from passthru import (
+    api,
+    capabilities,
+    errors,
+    init,
+    monitor,
+    mount_helper,
+    options,
+    sandbox,
+    seccomp,
+    stats,
+    status_page,
+)
 from passthru.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,3 +310,31 @@ def test_sanitizers_tests_are_chosen_by_a_marker():
 def test_named_tests(document):
     for path, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", document.read_text()):
         assert f"def {name}(" in (ROOT / path).read_text(), f"{document.name}: {path}::{name}"
+
+
+def test_environment_variables():
+    """Those that are read are in docs/developing.md, and those there are read."""
+    said = set(re.findall(r"PASSTHRU_[A-Z_]+", (ROOT / "docs" / "developing.md").read_text()))
+    read: set[str] = set()
+    for where in ("start", "setup.py", "Makefile", ".ci/run", "tests/kernels", *(
+            str(p.relative_to(ROOT)) for p in (*(ROOT / "tests").rglob("*.py"), *(ROOT / "passthru").rglob("*.py")))):
+        if where != "tests/unit/test_docs.py":
+            text = (ROOT / where).read_text()
+            read |= set(re.findall(r"(?:environ\W+(?:get\()?\W?|\$\{|\()(PASSTHRU_[A-Z_]+)", text))
+    assert read == said
+
+
+def test_states_of_mounts():
+    text = next(row[1] for row in table("docs/monitoring.md", "## What the figures mean") if row[0] == "state")
+    states = {monitor.MOUNTED, monitor.DETACHED, monitor.ELSEWHERE, monitor.DEAD}
+    assert [s for s in states if f"`{s}`" not in text] == []
+
+
+def test_attributes_of_a_snapshot():
+    said = {name.partition("(")[0] for row in table("docs/api.md", "## Counters") for name in quoted(row[0])}
+    assert sorted(said - set(dir(stats.Snapshot)) - set(stats.Snapshot.__annotations__)) == []
+
+
+def test_exit_codes_of_the_mount_helper():
+    text = (ROOT / "docs" / "fstab.md").read_text().partition("which is one of mount(8)'s: ")[2].partition(".")[0]
+    assert {int(n) for n in re.findall(r"\b\d+\b", text)} == {code for code, _ in mount_helper.EXIT_CODES} - {0}
