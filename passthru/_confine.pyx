@@ -147,7 +147,7 @@ cdef void violated(int number) noexcept nogil:
         if passthru_calls[i].number == number:
             name = passthru_calls[i].name
     snprintf(line, sizeof(line),
-             "system call %d (%s) is not among those of this daemon (--sandbox): it ends", number, name)
+             "system call %d (%s) is not among those of this daemon (--sandbox): the daemon ends", number, name)
     log_line(LOG_ERROR, line)
     log_drain()
 

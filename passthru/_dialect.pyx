@@ -207,7 +207,7 @@ cdef bint register_pool(Queue *q) noexcept nogil:
 
 
 cdef int bufpool_register(Queue *q, Worker *w) noexcept nogil:
-    """The whole queue by way of a pool. A positive errno: not to be had, the queue is as it was."""
+    """The whole queue with a pool. A positive errno: not to be had, the queue is as it was."""
     cdef bint registered
     cdef int r = -EPERM
     cdef unsigned n

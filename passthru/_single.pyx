@@ -63,7 +63,7 @@ cdef int op_setattr_fixed(Request *r) noexcept nogil:
 
 
 cdef int op_write_fixed(Request *r) noexcept nogil:
-    """As on a device: up to the end, and nothing behind it."""
+    """As on a device: up to the end, and nothing past it."""
     cdef fuse_write_in *arg = <fuse_write_in *> r.op_in
     cdef uint64_t size = server_of(r).config.fixed_size
     if arg.offset >= size:
@@ -151,7 +151,7 @@ cdef int op_statfs_device(Request *r) noexcept nogil:
 
 
 cdef int op_lseek_device(Request *r) noexcept nogil:
-    """There are no holes but the one behind the end; lseek(2) of a device knows neither whence."""
+    """There are no holes but the one past the end; lseek(2) of a device knows neither whence."""
     cdef fuse_lseek_in *arg = <fuse_lseek_in *> r.op_in
     cdef uint64_t size = device_size(server_of(r))
     if file_at(server_of(r), arg.fh, OF_FILE) == NULL:

@@ -78,7 +78,7 @@ def parse(text: str, lookup: Callable[[str], int]) -> IdMap:
             if start + pair.number > NO_ID:
                 raise UsageError(f"{word!r} goes beyond the last id, {NO_ID - 1}")
             if _overlap(start, start + pair.number, pairs, side):
-                raise UsageError(f"{word!r}: ids of the {side} that another pair has already")
+                raise UsageError(f"{word!r}: another pair already has some of these ids of the {side}")
         pairs.append(pair)
     if len(pairs) > MOST:
         raise UsageError(f"more than {MOST} pairs")

@@ -76,7 +76,7 @@ def _choice(text: str, words: Sequence[str]) -> str:
 
 def _name(text: str) -> str:
     if not text or "\0" in text or "\n" in text:
-        raise UsageError("an empty name, or one with a line break, will not do")
+        raise UsageError("the name is empty, or has a line break in it")
     return text
 
 
@@ -240,7 +240,7 @@ class Options:
         None, "seconds that the kernel may keep names; default: by --cache", "--entry-timeout",
         parse=_seconds, metavar="SECONDS", o="entry_timeout", live=True)
     negative_timeout: float = option(
-        None, "seconds that the kernel may keep that a name does not exist; default: that of --entry-timeout",
+        None, "seconds that the kernel may take a name for missing without asking; default: that of --entry-timeout",
         "--negative-timeout", parse=_seconds, metavar="SECONDS", o="negative_timeout", live=True)
     direct_io: bool = option(
         False, "open all files for direct I/O: each read and write comes to the daemon, and the kernel caches none",
@@ -252,9 +252,9 @@ class Options:
         "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"),
         live=True)
     parallel_direct_writes: str = option(
-        "auto", "which files are not passed through if they are first opened with O_DIRECT for writing, as kernel "
-        "passthrough lets only one write(2) at a time into a file; 'on': all, 'auto': those that had several such "
-        "openers at a time when they were last open", "--parallel-direct-writes",
+        "auto", "which files that are first opened with O_DIRECT for writing are not passed through: kernel "
+        "passthrough lets only one write(2) at a time into a file; 'on': all, 'auto': those that several had open so "
+        "at a time when they were last open, 'off': none", "--parallel-direct-writes",
         parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="parallel_direct_writes", live=True)
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",
@@ -278,11 +278,11 @@ class Options:
         "", "the same for groups", "--map-gid", parse=lambda t: _id_map(t, _group),
         metavar="MOUNT:SOURCE[:COUNT]", o="map_gid", repeat=True)
     selinux: bool = option(
-        False, "have the source label what is made as SELinux wants it for the caller (root only)", "--selinux",
+        False, "give what is made the label that SELinux wants for the caller (root only)", "--selinux",
         o="selinux", no="noselinux")
     idmapped: bool = option(
-        False, "let the mount be idmapped (mount -o X-mount.idmap; root only): requests then do not tell who asks, and "
-        "root is served as others are where that matters", "--idmapped", o="idmapped", no="noidmapped")
+        False, "let the mount be idmapped (mount -o X-mount.idmap; root only): then requests do not tell who asks, and "
+        "where that matters root is served as others are", "--idmapped", o="idmapped", no="noidmapped")
 
     sandbox: str = option(
         "auto", "what the daemon gives up when its mount is up; 'caps': capabilities that it has no use for, "

@@ -103,7 +103,7 @@ KNOWN: Sequence[tuple[str, Callable[[Difference], bool]]] = (
      lambda d: "mmap store" in d.case.operation.name and _less(d)),
     ("read-ahead is a READ like others, which touches the access time",
      lambda d: d.case.operation.name.startswith("readahead") and _times_only(d, "atime")),
-    ("what is behind the known end is not asked for, so the access time stays",
+    ("what is past the known end is not asked for, so the access time stays",
      lambda d: (d.case.operation.name.startswith("pread at 4,990") or d.case.kind.name.startswith("empty"))
      and _times_only(d, "atime") and "now" not in [mount for _, mount in d.said.values()]),
     ("requests do not name supplementary groups: set-group-ID goes where the group may not execute",

@@ -209,7 +209,7 @@ SIZES = [0, 1, 511, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 17]
 
 @pytest.mark.parametrize("flags", [0, os.O_DIRECT], ids=["buffered", "direct"])
 def test_reads_to_the_end(data, flags):
-    """Reads before, across and behind the end are as long as the file allows, and of the right bytes."""
+    """Reads before, across and past the end are as long as the file allows, and of the right bytes."""
     for size in SIZES:
         (data.src / f"{size}").write_bytes(PATTERN[:size])
     for size in SIZES:

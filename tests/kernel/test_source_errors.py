@@ -1,5 +1,5 @@
 """Errors of the source come through as they are, and what lies before them too: EIO of a device with bad blocks, and
-ENOSPC. The device is a loop device, its blocks a memory file which is cut off: what is behind that can neither be read
+ENOSPC. The device is a loop device, its blocks a memory file which is cut off: what is past that can neither be read
 nor written."""
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def bad(device) -> Path:
 
 
 def wants_bad_reads(path: Path) -> None:
-    """Older kernels' loop devices read zeros behind the end of their file, and refuse writes only."""
+    """Older kernels' loop devices read zeros past the end of their file, and refuse writes only."""
     with opened(path / "f", os.O_RDONLY | os.O_DIRECT) as fd:
         if outcome(lambda: read_at(fd, 4 * KIB, BAD)) != "EIO":
             pytest.skip("this kernel's loop device reads zeros where it has no blocks")
