@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from _daemon import environment
 
+from passthru import _server
+
 pytestmark = pytest.mark.release_only("a build with sanitizers needs more memory")
 
 CPUS = len(os.sched_getaffinity(0))
@@ -37,6 +39,15 @@ def interpreter() -> int:
 
 def test_at_start(fs, interpreter):
     assert resident(fs.pid) - interpreter <= CPUS * PER_CPU
+
+
+@pytest.mark.skipif(_server.DEBUG, reason="debug builds compare their counters with it")
+def test_no_library_for_looking_at_mounts(fs):
+    """Only what is imported at the start could be: later the daemon opens no file by a path."""
+    os.listdir(fs.mnt)
+    mapped = Path(f"/proc/{fs.pid}/maps").read_text()
+    assert "/passthru/_server." in mapped
+    assert not [name for name in ("numpy", "psutil") if f"/{name}/" in mapped]
 
 
 def test_deep_queues_cost_no_payload_memory_at_start(mount, transport, interpreter):

@@ -154,7 +154,7 @@ MOUNTING = ["cli", "child", "mount_helper", "session", "probe", "commands.check"
 @pytest.mark.parametrize("module", MOUNTING)
 def test_a_mount_needs_no_numpy(module):
     """It would take a third of a daemon's memory, and of the time that a mount takes."""
-    code = ("import importlib, sys\nsys.modules['numpy'] = sys.modules['rich'] = None\n"
+    code = ("import importlib, sys\nsys.modules.update(numpy=None, psutil=None, rich=None)\n"
             f"importlib.import_module('passthru.{module}')\nassert 'passthru.stats' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
