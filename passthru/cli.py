@@ -1,4 +1,4 @@
-"""The command. Exceptions become one line on stderr and an exit code here, and nowhere else."""
+"""The command line: exceptions become one line on stderr and an exit code here, and nowhere else."""
 
 from __future__ import annotations
 
