@@ -338,3 +338,14 @@ def test_attributes_of_a_snapshot():
 def test_exit_codes_of_the_mount_helper():
     text = (ROOT / "docs" / "fstab.md").read_text().partition("which is one of mount(8)'s: ")[2].partition(".")[0]
     assert {int(n) for n in re.findall(r"\b\d+\b", text)} == {code for code, _ in mount_helper.EXIT_CODES} - {0}
+
+
+@pytest.mark.parametrize("document", [p for p in DOCUMENTS if p.name in (
+    "architecture.md", "developing.md", "protocol.md", "security.md", "CONTRIBUTING.md")], ids=lambda p: p.name)
+def test_named_functions(document):
+    """Each `function()` is defined somewhere; `Class.method()` by its method."""
+    text = "".join(p.read_text() for p in (ROOT / "passthru").rglob("*") if p.suffix in (".py", ".pyx", ".pxd", ".h"))
+    text += (ROOT / "tests" / "fuzz.py").read_text()
+    for name in re.findall(r"`(?:\w+\.)*(\w+)\(\)`", document.read_text()):
+        defined = rf"^\s*(?:def|cdef|cpdef|static|class)\b[^=\n]*\b{name}\(|^\s*{name} = "
+        assert re.search(defined, text, re.MULTILINE), f"{document.name}: no {name}()"
