@@ -83,7 +83,7 @@ def test_steps_are_found():
     assert len(PAIRS) == len(points), "a step has another form than `file: function()`"
     assert body("_ring.pyx", "handle_cqe") and body("_ring.pyx", "no_such_function") is None
     assert body("_no_such_file.pyx", "handle_cqe") is None
-    assert "entry_commit" in (body("_ring.pyx", "entry_answer") or "")
+    assert "entry_commit" in (body("_ring.pyx", "entry_finish") or "")
 
 
 @pytest.mark.parametrize("step", [s for found in ALL for s in found], ids=lambda s: f"{s.file}: {s.function}")
