@@ -142,8 +142,8 @@ def served(
     sandbox.fd_directory()
     page = bytearray(_server.stats_size(16))
     core = _server.ServerCore(
-        fd, page, 16, 4, fd_cache, payload_size=PAYLOAD, max_write=PAYLOAD, fixed_budget=0, identity=identity, locks=True,
-        xattr=True, writeback=False, mountinfo=mountinfo)
+        fd, page, 16, 4, fd_cache, payload_size=PAYLOAD, max_write=PAYLOAD, fixed_budget=0, identity=identity,
+        locks=True, xattr=True, writeback=False, mountinfo=mountinfo)
     serving.configure(core, Options(**{"spin_us": 0, **options}), passthrough=False)
     core.negotiated(flags, minor, -1, False)
     core.mounts_changed()
