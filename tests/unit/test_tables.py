@@ -122,7 +122,7 @@ def test_names_are_declared_once():
 
 
 def test_c_is_declared_in_two_places():
-    """The C library in _libc.pxd, the kernel in _abi.pxd; _confine has C code, _request names structs of those above."""
+    """The C library in _libc.pxd, the kernel in _abi.pxd; _confine has C code, _request names structs of others."""
     found = {path.name for path in SOURCES if re.search(r"^cdef extern from", path.read_text(), re.MULTILINE)}
     assert found == {"_abi.pxd", "_libc.pxd", "_confine.pyx", "_request.pxd"}
 
