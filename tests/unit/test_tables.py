@@ -14,7 +14,6 @@ from passthru import (
     init,
     mounting,
     options,
-    probe,
     seccomp,
     status_page,
 )
@@ -166,7 +165,7 @@ def test_dialects():
 def test_filesystems():
     """What a check says of a filesystem is what the daemon goes by."""
     assert {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse", "lustre"} <= _mounts.REMOTE
-    assert {"overlay", "ecryptfs"} == _mounts.STACKED and _mounts.STACKED < probe.NO_BACKING
+    assert {"overlay", "ecryptfs"} == _mounts.STACKED
     assert not _mounts.REMOTE & _mounts.STACKED
 
 
