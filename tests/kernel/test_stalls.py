@@ -534,8 +534,8 @@ CHANGES: dict[str, Callable[[str], object]] = {
     "chmod": lambda path: os.chmod(path, 0o640), "utime": os.utime, "truncate": lambda path: os.truncate(path, 10),
     "setxattr": lambda path: os.setxattr(path, "user.a", b"1"), "unlink": os.unlink, "link": _link,
     "rename": _exchange, "rename over": _over, "open to truncate": _truncate_open,
-    "fallocate": lambda path: _fallocate_by(path), "seek": lambda path: _seek(path), "copy to": lambda path: _copy_to(path),
-    "stat of a program": lambda path: _stat_program(path)}
+    "fallocate": lambda path: _fallocate_by(path), "seek": lambda path: _seek(path),
+    "copy to": lambda path: _copy_to(path), "stat of a program": lambda path: _stat_program(path)}
 
 
 def _fallocate_by(path: str) -> None:
