@@ -15,7 +15,7 @@ from passthru._mode cimport kill_suidgid
 from passthru._openfile cimport cache_fd, fh_fd, mirror_flags
 from passthru._request cimport *
 from passthru._uring cimport uring_ahead, uring_buffer_set
-from passthru._wait cimport REMOTE_RING, later, ring_identity, ring_link, ring_sqe
+from passthru._wait cimport REMOTE_RING, later, patiently, ring_identity, ring_link, ring_sqe
 
 cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
@@ -252,6 +252,11 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     return 0
 
 
+cdef inline bint lock_is_kept(Request *r) noexcept nogil:
+    """May a caller have the file's lock in the source for long? See change_begin(); this is an open file beside its own."""
+    return r.file.passthrough and inode_at(&server_of(r).inodes, r.file.node).reading
+
+
 cdef inline bint alone(Request *r) noexcept nogil:
     """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
     return r.file.flags & (OF_DIRECT | OF_REMOTE) == OF_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
@@ -281,6 +286,8 @@ cdef int op_read(Request *r) noexcept nogil:
     if res < 0:
         return res
     file = r.file
+    if lock_is_kept(r) and not r.zero_copy:
+        return patiently(r, blocking_read)
     if r.zero_copy:
         return ring_rw(r, False)
     if file.flags & OF_SYNC_READ:
@@ -330,6 +337,8 @@ cdef int op_write(Request *r) noexcept nogil:
             return r.fd
     if r.as_data and file.flags & OF_KILLS:
         return later(r, pooled_write)
+    if lock_is_kept(r) and not r.zero_copy:
+        return patiently(r, pooled_write)
     if r.zero_copy:
         return ring_rw(r, True)
     if not file.flags & OF_ASYNC_WRITE or alone(r):
