@@ -9,7 +9,7 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport chmod_fd, privileged, settled, told_mode
 from passthru._openfile cimport file_at
-from passthru._reply cimport attr_reply
+from passthru._reply cimport attr_digest, attr_reply
 from passthru._request cimport *
 from passthru._rights cimport access_as_caller, owner_take, rights_drop
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
@@ -197,6 +197,8 @@ cdef int op_setattr(Request *r) noexcept nogil:
         return patiently(r, op_setattr)
     if res == 0 and c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
+    if res == 0:
+        i.told_attr = attr_digest(&stx)
     inode_unpin(i)
     return res if res < 0 else attr_reply(r, &stx)
 

@@ -15,7 +15,7 @@ from passthru._notify cimport notify_attributes
 from passthru._openfile cimport (
     appending, direct_writing, file_at, file_close, file_io_flags, file_add, source_fd_flags,
 )
-from passthru._reply cimport entry_reply
+from passthru._reply cimport attr_digest, entry_reply
 from passthru._request cimport *
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
 from passthru._wait cimport later, may_wait, patiently
@@ -73,6 +73,7 @@ cdef int open_reply(Request *r, fuse_open_out *out, uint32_t node, Inode *i, int
     r.ctx.stats.opens += 1
     file = <OpenFile *> slab_at(&s.files, index)
     file.open_flags = flags
+    file.seen_attr = 0
     file.flags = file_io_flags(s.inodes.fs[i.fs].flags, flags)
     if direct_writing(flags):
         direct_writer(&s.inodes, i, 1)
@@ -250,6 +251,8 @@ cdef int op_open(Request *r) noexcept nogil:
         return fd
     res = open_reply(r, out, <uint32_t> r.h.nodeid, i, fd, flags & ~<uint32_t> O_TRUNC, &stx, backing)
     inode_unpin(i)
+    if res == 0 and backing and known:
+        (<OpenFile *> slab_at(&s.files, out.fh)).seen_attr = attr_digest(&stx)
     return res if res < 0 else <int> sizeof(fuse_open_out)
 
 
@@ -263,6 +266,7 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
     cdef int64_t found
     cdef int32_t backing = 0
     cdef Inode *i
+    cdef fuse_open_out *out
     cdef int fs, opath, res
     if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0:
         res = -errno
@@ -299,12 +303,14 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         inode_forget(&s.inodes, node, 1)
         r.ctx.stats.forgets += 1
         return -ESTALE
-    res = open_reply(r, <fuse_open_out *> (r.out + sizeof(fuse_entry_out)), node, i, fd, flags, &stx, backing)
+    out = <fuse_open_out *> (r.out + sizeof(fuse_entry_out))
+    res = open_reply(r, out, node, i, fd, flags, &stx, backing)
     inode_unpin(i)
     if res < 0:
         inode_forget(&s.inodes, node, 1)
         r.ctx.stats.forgets += 1
         return res
+    (<OpenFile *> slab_at(&s.files, out.fh)).seen_attr = attr_digest(&stx)
     return sizeof(fuse_entry_out) + sizeof(fuse_open_out)
 
 
@@ -416,12 +422,22 @@ cdef int op_flush(Request *r) noexcept nogil:
 
 
 cdef void attributes_changed(Server *s, OpenFile *file) noexcept nogil:
-    """Have the kernel ask for the attributes of a passthrough file that was open for writing.
+    """Have the kernel ask for the attributes of a passthrough file that was open for writing, if they have changed.
 
-    Of writes through an mmap of the backing file it knows nothing.
+    Of writes through an mmap of the backing file it knows nothing. They have not if they are what they were at the
+    open or CREATE, or what SETATTR has told since: of a reply of SETATTR the kernel knows that nothing older replaced it.
+    A reply of GETATTR may be dropped there for an older one that came first.
     """
-    if file.passthrough and file.open_flags & O_ACCMODE != O_RDONLY:
-        notify_attributes(s, file.node)
+    cdef statx stx
+    cdef uint32_t now
+    if not file.passthrough or file.open_flags & O_ACCMODE == O_RDONLY:
+        return
+    if file.fd >= 0 and c_statx(file.fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
+        now = attr_digest(&stx)
+        if now == file.seen_attr or now == inode_at(&s.inodes, file.node).told_attr:
+            return
+        file.seen_attr = now
+    notify_attributes(s, file.node)
 
 
 cdef int blocking_flush(Request *r) noexcept nogil:

@@ -96,6 +96,7 @@ cdef struct Inode:
     uint16_t changing      # threads that may be waiting for its lock in the source, see change_begin()
     uint8_t direct         # open files for direct writing; MANY: so many or more, until none is open at all
     uint8_t direct_past    # see DIRECT_*
+    uint32_t told_attr     # attr_digest() of what SETATTR has told last, see attributes_changed()
     HandleBytes handle
 
 cdef struct HashShard:
@@ -148,6 +149,7 @@ cdef struct OpenFile:          # or directory, see _openfile
     uint32_t busy          # claimed by a READDIR
     uint32_t buf_pos
     uint32_t buf_end
+    uint32_t seen_attr     # attr_digest() when it was opened for writing, or when the kernel was last told; 0: none
     int64_t next_off       # cookie of the entry at buf_pos
     char *buf              # directory entries read and not yet given out
 

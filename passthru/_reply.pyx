@@ -1,5 +1,5 @@
 """Attributes and entries as the kernel takes them: of a statx(2) result of a known inode, with the time that it counts."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._abi cimport *
 from passthru._idmap cimport id_to_mount
@@ -7,6 +7,15 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport privileged, told_mode
 from passthru._request cimport *
+
+
+cdef uint32_t attr_digest(statx *stx) noexcept nogil:
+    """Of what changes with a file's data and with its attributes; never 0."""
+    cdef uint64_t v = <uint64_t> stx.stx_mtime.tv_sec * 1000000000u + stx.stx_mtime.tv_nsec
+    v ^= (<uint64_t> stx.stx_ctime.tv_sec * 1000000000u + stx.stx_ctime.tv_nsec) * 0x9e3779b97f4a7c15u
+    v ^= (stx.stx_size * 0xc2b2ae3d27d4eb4fu) ^ (stx.stx_blocks * 0x165667b19e3779f9u)
+    v *= 0x9e3779b97f4a7c15u
+    return <uint32_t> (v >> 32) | 1
 
 
 cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nogil:

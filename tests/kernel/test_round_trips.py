@@ -1,4 +1,5 @@
 """How many requests it takes: what the kernel may keep, it is told to keep."""
+import mmap
 import os
 from collections.abc import Callable
 
@@ -97,3 +98,59 @@ def test_close(mount, locks, flushes):
     work()
     asked = requests(fs, work)
     assert (asked.get("OPEN", 0), asked.get("FLUSH", 0), asked.get("GETATTR", 0)) == (10, flushes, 0)
+
+
+@pytest.fixture
+def passing(mount, transport):
+    """A mount that passes files through, whose kernel may keep everything for long."""
+    fs = mount("--passthrough", *LONG)
+    if not fs.stats().header["passthrough"]:
+        pytest.skip("no kernel passthrough here")
+    (fs.src / "f").write_bytes(b"x" * 4096)
+    os.stat(fs.mnt / "f")
+    return fs
+
+
+def test_open_for_writing_that_writes_nothing(passing):
+    """What was known before the open is still known after close(2)."""
+    def work() -> None:
+        os.close(os.open(passing.mnt / "f", os.O_RDWR))
+        os.stat(passing.mnt / "f")
+
+    assert "GETATTR" not in requests(passing, work)
+
+
+def test_attributes_that_were_set_last(passing):
+    """As archivers do it: what SETATTR has told is known after close(2)."""
+    path = passing.mnt / "new"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"x" * 100)
+    os.fchmod(fd, 0o640)
+    os.utime(fd, (1, 2))
+    os.stat(passing.mnt)  # a name was made there
+
+    def work() -> None:
+        os.close(fd)
+        st = os.stat(path)
+        assert (st.st_size, st.st_mtime, st.st_mode & 0o777) == (100, 2, 0o640)
+
+    assert "GETATTR" not in requests(passing, work)
+
+
+@pytest.mark.parametrize("when", ["opened", "set", "closed"])
+def test_stores_to_a_mapping_are_seen_after_close(passing, when):
+    """The kernel knows nothing of them, whatever it was told before them."""
+    path = passing.mnt / "f"
+    fd = os.open(path, os.O_RDWR)
+    other = os.open(path, os.O_RDWR)
+    if when == "set":
+        os.utime(fd, (1, 2))
+    elif when == "closed":  # which told of what is so far
+        os.pwrite(other, b"y", 0)
+        os.close(os.dup(fd))
+    with mmap.mmap(fd, 4096) as m:
+        before = os.stat(path).st_mtime_ns  # mmap(2) itself has the kernel ask for the access time
+        m[0:1] = b"z"
+    os.close(fd)
+    assert os.stat(path).st_mtime_ns == os.stat(passing.src / "f").st_mtime_ns != before
+    os.close(other)
