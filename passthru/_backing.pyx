@@ -68,10 +68,12 @@ cdef int32_t backing_reserve(Context *ctx, Inode *i, uint32_t node, int opath, u
         wanted = False
     # Of a file that is passed through the kernel holds the inode's lock for each write(2).
     cdef bint apart = direct_writing(flags)
+    cdef bint alone = apart and s.config.parallel_writes == PARALLEL_AUTO
+    if s.inodes.fs[i.fs].flags & FS_MEMORY:
+        alone = False  # memory lets one write in at a time itself
     if s.config.parallel_writes == PARALLEL_ALWAYS and apart:
         wanted = False
-    res = inode_reserve(&s.inodes, i, wanted, apart and s.config.parallel_writes == PARALLEL_AUTO,
-                        flags & O_ACCMODE != O_WRONLY, own)
+    res = inode_reserve(&s.inodes, i, wanted, alone, flags & O_ACCMODE != O_WRONLY, own)
     if res <= 0:
         return res
     id = backing_take(ctx, i, node, opath)

@@ -254,7 +254,7 @@ class Options:
     parallel_direct_writes: str = option(
         "auto", "which files that are first opened with O_DIRECT for writing are not passed through: kernel "
         "passthrough lets only one write(2) at a time into a file; 'on': all, 'auto': those that several had open so "
-        "at a time when they were last open, 'off': none", "--parallel-direct-writes",
+        "at a time when they were last open, unless the source is memory, 'off': none", "--parallel-direct-writes",
         parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="parallel_direct_writes", live=True)
     local_locks: bool = option(
         False, "leave file locks to the kernel: they hold within the mount only, and close is faster",

@@ -1,7 +1,10 @@
 """Which files that several write to with O_DIRECT are passed through."""
 import mmap
 import os
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from _daemon import Daemon, run, until
@@ -57,6 +60,22 @@ def test_known_from_the_last_time(fs, page):
     assert not passed(fs, page, 1)         # nor it about them
     assert passed(fs, page, 1)
     assert passed(fs, page, 2, os.O_RDWR) and passed(fs, page, 1)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as where:
+        yield Path(where)
+
+
+def test_memory_is_always_passed_through(memory, mount, transport, page):
+    """It lets one write in at a time itself: requests would only be slower, before and after."""
+    fs = mount("--passthrough", source=memory)
+    if not fs.stats().header["passthrough"]:
+        pytest.skip("no kernel passthrough here")
+    (memory / "file").write_bytes(bytes(64 * 4096))
+    for writers in (1, 3, 1, 2, 1):
+        assert passed(fs, page, writers)
 
 
 def test_one_after_the_other_is_not_at_a_time(fs, page):
