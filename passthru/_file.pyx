@@ -274,7 +274,12 @@ cdef int created(Request *r, int fd, uint32_t flags) noexcept nogil:
         return res
     fs = fs_get(&s.inodes, &stx)
     if fs >= 0:
-        if s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &handle) == 0:
+        if s.config.passthrough:  # its backing file wants an O_PATH fd at once
+            fd_path(path, fd)
+            opath = open(path, O_PATH | O_CLOEXEC)
+            if opath >= 0:
+                node = inode_add(&s.inodes, r.ctx.id, fs, &stx, opath, NULL)
+        elif s.inodes.fs[fs].flags & FS_HANDLES and sys_name_to_handle_at(fd, &handle) == 0:
             node = inode_add(&s.inodes, r.ctx.id, fs, &stx, -1, &handle)
         if node:
             r.ctx.stats.lookups += 1
