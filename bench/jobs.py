@@ -484,13 +484,19 @@ def senders(row: Row, bench: Bench) -> str:
             row.warm(cell)
             assert daemon is not None
             before = daemon.page()
-            perf = subprocess.Popen([tool("perf", "linux-perf"), "record", "-q", "-o", data, "-g", "-e",
-                                     "context-switches", "-c", "1", "-p", str(os.getpid())], stdin=subprocess.DEVNULL)
-            time.sleep(0.5)
+            asks, told = os.pipe(), os.pipe()
+            perf = subprocess.Popen([
+                tool("perf", "linux-perf"), "record", "-q", "-o", data, "-g", "-e", "context-switches", "-c", "1",
+                "-p", str(os.getpid()), "--delay=-1", f"--control=fd:{asks[0]},{told[1]}"],
+                stdin=subprocess.DEVNULL, pass_fds=(asks[0], told[1]))
+            os.write(asks[1], b"enable\n")
+            os.read(told[0], 16)  # it records from now on
             row.run(cell)
             time.sleep(harness.SETTLE_SECONDS)
             perf.send_signal(signal.SIGINT)
             perf.wait()
+            for fd in (*asks, *told):
+                os.close(fd)
             after = daemon.page()
         finally:
             row.after(cell)

@@ -38,10 +38,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
+sys.path.insert(0, str(ROOT))  # the daemon is this tree's, so its status page is too
 try:
     from passthru import stats
-except ImportError:
-    sys.path.append(str(ROOT))
+except ImportError:  # not built: an installed one
+    sys.path.remove(str(ROOT))
     from passthru import stats
 
 CLAIMS = ("ring", "dev", "passthrough", "passthrough+ring", "passthrough+dev")
