@@ -634,7 +634,7 @@ def page(results: Results, baselines: list[str], where: Path, name: str, command
                 text = unit + "\n\n" + table_of(results, what, scale)
             section(title, key, text, pictures.dots(title, unit, list(results.names), points))
     if why := harness.refusals(results):
-        parts.append("## What was refused\n\n" + why)
+        parts.append("## What was refused\n\n" + plain(why))
     where.write_text("\n\n".join(parts) + "\n")
 
 
