@@ -70,6 +70,7 @@ TREE = 1_000
 COMMITS, MESSAGES = 100, 150
 WHEELS, MODULES = 10, 40
 MD_FILES = 4_000
+PG_SECONDS = 60  # for starting and ending a server
 OPCODES_SHOWN = 9
 
 
@@ -324,13 +325,28 @@ def as_postgres(*words: Any) -> list[Any]:
 
 
 def pg_start(bench: Bench, where: Path) -> None:
-    run(as_postgres(pg("pg_ctl"), "-s", "-w", "-D", where, "-l", bench.work / "pg" / "log", "-o",
-                    f"-k {bench.work}/pg -c listen_addresses= -c autovacuum=off", "start"), **SILENT, cwd="/")
+    """Start a server on a cluster; pg_stop() ends it."""
+    work = bench.work / "pg"
+    with open(work / "log", "ab") as log:
+        server = subprocess.Popen(
+            list(map(str, as_postgres(pg("postgres"), "-D", where, "-k", work, "-c", "listen_addresses=", "-c",
+                                      "autovacuum=off"))),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
+    bench.keep["postgres"] = server
+    end = time.monotonic() + PG_SECONDS
+    while subprocess.run([pg("pg_isready"), "-q", "-h", work], check=False).returncode:
+        if server.poll() is not None or time.monotonic() > end:
+            raise RowError("postgres does not start: " + (work / "log").read_text().strip().splitlines()[-1])
+        time.sleep(0.05)
 
 
-def pg_stop(where: Path) -> None:
-    if (where / "postmaster.pid").exists():
-        run(as_postgres(pg("pg_ctl"), "-s", "-w", "-m", "fast", "-D", where, "stop"), **SILENT, cwd="/")
+def pg_stop(bench: Bench) -> None:
+    server = bench.keep.pop("postgres", None)
+    for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # fast, immediate
+        if server is not None and server.poll() is None:
+            server.send_signal(how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(PG_SECONDS)
 
 
 def ready_pg(bench: Bench) -> None:
@@ -341,12 +357,12 @@ def ready_pg(bench: Bench) -> None:
         if not os.geteuid():
             shutil.chown(made.parent, "postgres", "postgres")
         run(as_postgres(pg("initdb"), "-D", made, "-A", "trust", "-U", "bench", "--no-sync"), **SILENT, cwd="/")
-        pg_start(bench, made)
         try:
+            pg_start(bench, made)
             run(as_postgres(pg("pgbench"), "-h", made.parent, "-U", "bench", "-i", "-q", "-s", "2", "postgres"),
                 **SILENT, cwd="/")
         finally:
-            pg_stop(made)
+            pg_stop(bench)
     shutil.rmtree(bench.source / "pg", ignore_errors=True)
     run(["cp", "-a", made, bench.source / "pg"], **SILENT)
 
@@ -446,7 +462,7 @@ def jobs() -> list[Row]:
         Row("fs_mark", fs_mark, lambda b: fresh(b, "fs_mark"), unit="files"),
         *(mdtest(mode, n) for mode in ("create", "stat", "open") for n in (1, 2, 4)),
         Row("pgbench", pgbench, ready_pg, warm=lambda c: pg_start(c.bench, c.place / "pg"),
-            after=lambda c: pg_stop(c.place / "pg"), unit="transactions"),
+            after=lambda c: pg_stop(c.bench), unit="transactions"),
     ]
 
 
