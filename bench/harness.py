@@ -100,10 +100,21 @@ def run(words: list[Any], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, 0, out, err)
 
 
-def timed(files: float, words: list[Any], **kwargs: Any) -> float:
+class Rate(float):
+    """Operations per second, of a load that knows how many they were."""
+
+    operations: float
+
+    def __new__(cls, operations: float, seconds: float) -> Rate:
+        self = super().__new__(cls, operations / seconds)
+        self.operations = operations
+        return self
+
+
+def timed(files: float, words: list[Any], **kwargs: Any) -> Rate:
     begin = time.perf_counter()
     run(words, **{**SILENT, **kwargs})
-    return files / (time.perf_counter() - begin)
+    return Rate(files, time.perf_counter() - begin)
 
 
 def fresh(bench: Bench, name: str) -> None:
@@ -201,7 +212,7 @@ def measure(row: Row, target: Target, bench: Bench, mountpoint: Path) -> tuple[f
         finally:
             row.after(cell)
         check(daemon)
-    cost.operations = value * took / 1e9
+    cost.operations = value.operations if isinstance(value, Rate) else value * took / 1e9
     cost.load_p99 = quantile(cell.latencies, 0.99)
     if daemon is not None:
         cost.mounted, cost.ended = daemon.mounted_after, daemon.ended_after

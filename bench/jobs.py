@@ -62,7 +62,7 @@ import harness
 import pictures
 import storm
 import target as targets
-from harness import SILENT, Bench, Cell, Cost, Results, Row, RowError, fresh, grid, number, run, timed
+from harness import SILENT, Bench, Cell, Cost, Rate, Results, Row, RowError, fresh, grid, number, run, timed
 from pictures import Point
 from trees import C_FILES, git, project, sources_tree
 
@@ -110,7 +110,7 @@ def many_times(n: int, words: Callable[[Cell], list[Any]]) -> Callable[[Cell], f
         begin = time.perf_counter()
         for _ in range(n):
             run(words(c), **SILENT)
-        return n * tree(c.bench) / (time.perf_counter() - begin)
+        return Rate(n * tree(c.bench), time.perf_counter() - begin)
     return load
 
 
@@ -162,7 +162,7 @@ def git_commit(c: Cell) -> float:
     begin = time.perf_counter()
     run(git(c.place / "job", "add", "."), **SILENT)
     run(git(c.place / "job", "commit", "-q", "-m", "bench"), **SILENT)
-    return tree(c.bench) / (time.perf_counter() - begin)
+    return Rate(tree(c.bench), time.perf_counter() - begin)
 
 
 def warm_git(c: Cell) -> None:
@@ -265,7 +265,7 @@ def script(c: Cell, code: str, *words: Any) -> float:
     """A Python program that prints its operations' latencies, in seconds, as JSON; operations a second."""
     out = run([sys.executable, "-c", code, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout
     c.latencies += json.loads(out)
-    return len(c.latencies) / sum(c.latencies)
+    return Rate(len(c.latencies), sum(c.latencies))
 
 
 SQLITE = """
@@ -379,7 +379,7 @@ def pgbench(c: Cell) -> float:
     found = re.search(r"^tps = ([0-9.]+)", out, re.MULTILINE)
     if not found:
         raise RowError("pgbench told no tps")
-    return float(found[1])
+    return Rate(len(c.latencies), len(c.latencies) / float(found[1]))
 
 
 # -------------------------------------------------- programs made to measure
@@ -390,7 +390,7 @@ def postmark(c: Cell) -> float:
             "set size 500 10000\nset report terse\nrun\nquit\n")
     begin = time.perf_counter()
     run(["sh", "-c", 'printf "%s" "$2" | "$1"', "sh", tool("postmark"), told], **SILENT)
-    return 4 * files / (time.perf_counter() - begin)
+    return Rate(4 * files, time.perf_counter() - begin)
 
 
 def dbench(c: Cell) -> float:
@@ -429,7 +429,7 @@ def mdtest(mode: str, clients: int) -> Row:
         count = 0 if mode == "create" else scaled(c.bench, MD_FILES)
         out = run([c.bench.program, mode, c.place / "md", clients, 0, count, c.bench.seconds],
                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout.split()
-        return int(out[0]) / float(out[1])
+        return Rate(int(out[0]), float(out[1]))
 
     return Row(f"mdtest-{mode}-{clients}", load, ready)
 
@@ -500,18 +500,18 @@ def senders(row: Row, bench: Bench) -> str:
             row.warm(cell)
             assert daemon is not None
             before = daemon.page()
-            asks, told = os.pipe(), os.pipe()
+            asks, answers = os.pipe(), os.pipe()
             perf = subprocess.Popen([
                 tool("perf", "linux-perf"), "record", "-q", "-o", data, "-g", "-e", "context-switches", "-c", "1",
-                "-p", str(os.getpid()), "--delay=-1", f"--control=fd:{asks[0]},{told[1]}"],
-                stdin=subprocess.DEVNULL, pass_fds=(asks[0], told[1]))
+                "-p", str(os.getpid()), "--delay=-1", f"--control=fd:{asks[0]},{answers[1]}"],
+                stdin=subprocess.DEVNULL, pass_fds=(asks[0], answers[1]))
             os.write(asks[1], b"enable\n")
-            os.read(told[0], 16)  # it records from now on
+            os.read(answers[0], 16)  # it records from now on
             row.run(cell)
             time.sleep(harness.SETTLE_SECONDS)
             perf.send_signal(signal.SIGINT)
             perf.wait()
-            for fd in (*asks, *told):
+            for fd in (*asks, *answers):
                 os.close(fd)
             after = daemon.page()
         finally:
