@@ -277,7 +277,8 @@ def test_limits_of_the_pools():
 # Options of other programs in the documents, and of passthru's subcommands and tools.
 OTHERS = set("""--setup --test --now --global --no-deps --reflink --bind --make-shared --device --timeout --json
     --prometheus --plot --batch --interval --count --remove --prefix --propagation --check --jobs --list --rows --target
-    --baseline --rounds --seconds --size --source --only --claim --load --show --root --seed""".split())
+    --baseline --rounds --seconds --size --source --only --claim --load --show --root --seed --page --scale --senders
+    """.split())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
