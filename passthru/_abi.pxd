@@ -605,6 +605,9 @@ cdef extern from "abi.h" nogil:
     int sys_renameat2(int fd, const char *a, int fd2, const char *b, unsigned flags)
     int sys_openat_here(int fd, const char *name, int flags)
     int sys_tgkill(int tid, int sig)
+    int sys_close_range(unsigned first, unsigned last, unsigned flags)
+    enum:
+        CLOSE_RANGE_UNSHARE
     int sys_name_to_handle_at(int fd, file_handle_max *fh)
     int sys_open_by_handle_at(int mount_fd, file_handle_max *fh, int flags)
     int sys_clone_bare(int fd)

@@ -9,7 +9,7 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport chmod_fd, privileged, settled, told_mode
 from passthru._openfile cimport file_at
-from passthru._reply cimport attr_digest, attr_reply
+from passthru._reply cimport attr_digest, attr_reply, keep_attributes
 from passthru._request cimport *
 from passthru._rights cimport access_as_caller, owner_take, rights_drop
 from passthru._storage cimport BIG_CUT, cut, open_to_cut
@@ -48,7 +48,6 @@ cdef int op_getattr(Request *r) noexcept nogil:
 
 cdef int op_statx(Request *r) noexcept nogil:
     cdef fuse_statx_in *arg = <fuse_statx_in *> r.op_in
-    cdef Config *c = &server_of(r).config
     cdef fuse_statx_out *out = <fuse_statx_out *> r.out
     cdef fuse_statx *s
     cdef Filesystem *f
@@ -66,8 +65,8 @@ cdef int op_statx(Request *r) noexcept nogil:
         return later_settling(r, op_statx, i.passthrough and i.opens, "")
     f = &server_of(r).inodes.fs[i.fs]
     memset(out, 0, sizeof(fuse_statx_out))
-    out.attr_valid = 0 if privileged(&stx) else c.attr_valid
-    out.attr_valid_nsec = 0 if privileged(&stx) else c.attr_valid_nsec
+    if not privileged(&stx):
+        out.attr_valid = keep_attributes(r, i, &stx, &out.attr_valid_nsec)
     s = &out.stat
     s.mask = stx.stx_mask & (STATX_BASIC_STATS | STATX_BTIME)
     s.blksize = stx.stx_blksize

@@ -10,7 +10,7 @@ from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport settled
 from passthru._name cimport entry_arg, name_arg
-from passthru._reply cimport entry_reply
+from passthru._reply cimport changes_told, entry_reply, keep_name
 from passthru._request cimport *
 from passthru._rights cimport for_owner, movable, rights_drop, stick_to_caller, stick_to_owner
 from passthru._storage cimport BIG_CUT
@@ -64,11 +64,10 @@ cdef int op_lookup(Request *r) noexcept nogil:
         # After any other error the kernel takes the name for gone, and what is mounted on it away. ESTALE has it
         # look again.
         return -ESTALE if node == -ESTALE else -ENOMEM
-    if node == -ENOENT and (c.negative_valid or c.negative_valid_nsec):
+    if node == -ENOENT and (c.negative_valid or c.negative_valid_nsec or (c.kept_negative and changes_told(r))):
         out = <fuse_entry_out *> r.out
         memset(out, 0, sizeof(fuse_entry_out))
-        out.entry_valid = c.negative_valid
-        out.entry_valid_nsec = c.negative_valid_nsec
+        out.entry_valid = keep_name(r, NULL, &out.entry_valid_nsec)
         return sizeof(fuse_entry_out)
     return <int> node
 

@@ -6,7 +6,8 @@ from passthru._libc cimport (
     O_ACCMODE, O_DIRECT, O_RDONLY, STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_MNT_ID_UNIQUE, statx,
 )
 from passthru._mounts cimport (
-    FS_FOREIGN, FS_HANDLES, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID, FS_PSEUDO, FS_REMOTE,
+    FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_MEMORY,
+    FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID, FS_PSEUDO, FS_REMOTE,
     FS_SERVER, FS_STACKED,
 )
 from passthru._slab cimport Slab, slab_at
@@ -44,6 +45,7 @@ cdef struct Filesystem:        # a mount and device of the source or below it; i
     uint64_t salt          # of inode numbers: one st_dev shows all filesystems below the source
     uint32_t next          # of its hash bucket, or of the free rows; + 1
     bint live
+    uint64_t fsid          # of statfs(2), if FS_COHERENT
     uint32_t used          # since the last sweep
     # Where it is mounted, if that is known: nodeid and name, to open mount_fd again.
     uint32_t above         # a lookup of it is ours
@@ -130,6 +132,10 @@ cdef struct InodeTable:
     FdCache backings       # inodes with a backing id
     void (*forget)(void *server, Inode *i) noexcept nogil  # before an inode is freed
     void *server           # the Server that it is of, of which a table knows nothing
+    # Has each change on a filesystem told, of which it has an open directory; its fsid, 0: that cannot be. NULL: not wanted.
+    uint64_t (*watch)(void *watcher, int fd, statx *stx, uint32_t flags) noexcept nogil
+    void *watcher
+    uint32_t fs_changes    # counts rows that came or went
     Slab *files            # to find an unlinked inode's open file
     uint32_t remote        # how many rows are FS_REMOTE
     uint32_t unhandled     # some row has no file handles
@@ -166,6 +172,7 @@ cdef int fs_fd(InodeTable *t, unsigned fs) noexcept nogil
 cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name) noexcept nogil
 cdef uint32_t inode_find(InodeTable *t, unsigned fs, statx *stx, file_handle_max *handle) noexcept nogil
 cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *handle) noexcept nogil
+cdef uint32_t inode_numbered(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *handle) noexcept nogil
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil

@@ -196,10 +196,12 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
     cdef Filesystem *f
     cdef file_handle_max handle
     cdef unsigned k
+    cdef uint64_t fsid = 0
     cdef int n = fs_get(t, stx)
     cdef int mount_fd = -1, probe
     if n >= 0:
         return n
+    flags &= ~<uint32_t> FS_COHERENT
     if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &handle) == 0:
         mount_fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         probe = sys_open_by_handle_at(mount_fd, &handle, O_PATH | O_CLOEXEC) if mount_fd >= 0 else -1
@@ -209,6 +211,10 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
         elif mount_fd >= 0:
             close(mount_fd)
             mount_fd = -1
+    if mount_fd >= 0 and t.watch != NULL:
+        fsid = t.watch(t.watcher, mount_fd, stx, flags)  # before anything of it is told the kernel
+        if fsid:
+            flags |= FS_COHERENT
     spin_lock(&t.fs_lock)
     n = fs_lookup(t, stx)
     if n < 0:
@@ -230,7 +236,9 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
         f.mount_fd = mount_fd
         f.users = 1
         f.used = 1
+        f.fsid = fsid
         f.live = True
+        atomic_add32(&t.fs_changes, 1)
         k = fs_bucket(f.mnt_id, f.dev_minor)
         f.next = t.fs_buckets[k]
         t.fs_buckets[k] = n + 1
@@ -292,6 +300,7 @@ cdef void fs_put(InodeTable *t, unsigned fs) noexcept nogil:
             at = &t.fs[at[0] - 1].next
         at[0] = f.next
         f.live = False
+        atomic_add32(&t.fs_changes, 1)
         fd = f.mount_fd
         name = f.name
         above = f.above
@@ -763,6 +772,26 @@ cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *fh) no
         spin_unlock(&sh.lock)
         if node == UNSURE:
             sched_yield()  # its fd is just being closed
+    return node
+
+
+cdef uint32_t inode_numbered(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil:
+    """The nodeid of what has an inode number or had it last; 0: not known.
+
+    As with inode_by_handle() no lookup is counted. The filesystem is not asked.
+    """
+    cdef uint64_t key = hash_key(fs, ino)
+    cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
+    cdef Inode *i
+    cdef uint32_t node
+    spin_lock(&sh.lock)
+    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
+    while node:
+        i = <Inode *> slab_at(&t.slab, node)
+        if i.ino == ino and i.fs == fs:
+            break
+        node = i.next
+    spin_unlock(&sh.lock)
     return node
 
 

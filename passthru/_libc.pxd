@@ -18,7 +18,7 @@ cdef extern from "abi.h" nogil:
         UTIME_NOW, UTIME_OMIT
         RWF_NOWAIT
         PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE, MAP_FIXED
-        EFD_CLOEXEC
+        EFD_CLOEXEC, EFD_NONBLOCK
         CLONE_FS
         PATH_MAX
         EPERM, ENOENT, EINTR, EFAULT, EIO, EBADF, EAGAIN, ENOMEM, EACCES, EBUSY, EEXIST, EXDEV, ENODEV
@@ -29,16 +29,18 @@ cdef extern from "abi.h" nogil:
         LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB
         SEEK_SET, SEEK_DATA, SEEK_HOLE
         FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
-        CLOCK_REALTIME, CLOCK_MONOTONIC
+        CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC
         MFD_CLOEXEC, MADV_DONTNEED, MADV_COLLAPSE, MADV_DONTDUMP, MADV_POPULATE_WRITE
-        POLLOUT
+        POLLIN, POLLOUT
         SIGUSR1, SIGSEGV, SIGBUS, SIGABRT, SIGSYS, SIG_SETMASK
         PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE
         ST_NOSUID, ST_NODEV, ST_NOEXEC
         CPU_SETSIZE
         # mount(2), setns(2), fanotify(7)
         CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_SLAVE, MS_REMOUNT
-        FAN_REPORT_DFID_NAME, FAN_CLOEXEC, FAN_MARK_ADD, FAN_MARK_FILESYSTEM, FAN_MODIFY
+        FAN_REPORT_DFID_NAME, FAN_REPORT_FID, FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_QUEUE
+        FAN_MARK_ADD, FAN_MARK_FILESYSTEM
+        FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE, FAN_CREATE, FAN_DELETE, FAN_ONDIR, FAN_Q_OVERFLOW
 
     # ioctl(2)
     const unsigned long FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_GETVERSION, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR
@@ -74,8 +76,11 @@ cdef extern from "abi.h" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
+    ctypedef struct fsid_t:
+        pass
     struct statfs:
         long f_type
+        fsid_t f_fsid
         long f_bsize
         uint64_t f_blocks
         uint64_t f_bfree
@@ -165,6 +170,7 @@ cdef extern from "abi.h" nogil:
     int poll(pollfd *fds, unsigned long n, int ms)
     int memfd_create(const char *name, unsigned flags)
     int eventfd(unsigned value, int flags)
+    int fanotify_mark(int fd, unsigned flags, uint64_t mask, int dirfd, const char *path)
     int clock_gettime(int clock, timespec *t)
     int sched_yield()
     int usleep(unsigned usec)
@@ -188,7 +194,6 @@ cdef extern from "abi.h" nogil:
     int c_chroot "chroot"(const char *path)
     int c_fchdir "fchdir"(int fd)
     int fanotify_init(unsigned flags, unsigned event_f_flags)
-    int fanotify_mark(int fd, unsigned flags, uint64_t mask, int dirfd, const char *path)
 
     # ---- Functions without system calls of their own. Threads, mutexes and memory have what the C library needs.
     uint64_t makedev(unsigned major, unsigned minor)

@@ -18,6 +18,7 @@ cdef enum:
     FS_NODEV = 512
     FS_NOEXEC = 1024
     FS_MOUNT_FLAGS = FS_NOSUID | FS_NODEV | FS_NOEXEC
+    FS_COHERENT = 2048     # we hear of each change beside the mount, see _watch
 
 cdef uint32_t mount_facts(int mountinfo, int fd, uint64_t mount_id, statx *stx) noexcept nogil
 cdef bint mounts_below(int mountinfo, const char *path) noexcept nogil

@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t
 
 from passthru._abi cimport *
 from passthru._attr cimport *
+from passthru._changes cimport changes_now
 from passthru._copy cimport *
 from passthru._dir cimport *
 from passthru._entry cimport *
@@ -194,6 +195,8 @@ cdef int dispatch(Request *r) noexcept nogil:
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
     r.settled = r.patient = 0
+    if s.changes != NULL:
+        r.began = changes_now(s.changes)
     if r.ctx.as_data and opcode != FUSE_WRITE and opcode != FUSE_READ:
         data_drop(r.ctx)
     if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):

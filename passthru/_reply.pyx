@@ -2,11 +2,17 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._abi cimport *
+from passthru._changes cimport changes_given, changes_since
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._mode cimport privileged, told_mode
 from passthru._request cimport *
+
+
+cdef enum:
+    YOUNG_S = 5            # a file that was changed since may be so again, by mmap
+    KEPT_BELOW_S = 60      # names in filesystems below the source
 
 
 cdef uint32_t attr_digest(statx *stx) noexcept nogil:
@@ -46,15 +52,69 @@ cdef void attr_fill(Request *r, Inode *i, fuse_attr *a, statx *stx) noexcept nog
     a.flags = 0
 
 
+cdef bint changes_told(Request *r) noexcept nogil:
+    """Are changes told of the directory that the request names?"""
+    cdef Server *s = server_of(r)
+    cdef Inode *dir = inode_at(&s.inodes, r.h.nodeid)
+    return s.changes != NULL and dir != NULL and s.inodes.fs[dir.fs].flags & FS_COHERENT != 0
+
+
+cdef uint64_t keep_name(Request *r, Inode *i, uint32_t *nsec) noexcept nogil:
+    """How long the kernel may keep what a name in the request's directory is (NULL: nothing), in seconds and nsec.
+
+    Of a name that it knows it asks again without the directory's lock, for which notifications of names wait: so these may
+    pass such a reply by. All other replies that name something are taken under the lock.
+    """
+    cdef Server *s = server_of(r)
+    cdef Config *c = &s.config
+    cdef uint64_t kept = c.kept_entry if i != NULL else c.kept_negative
+    cdef Inode *dir
+    if not kept or not changes_told(r) or (i != NULL and i.fs != inode_at(&s.inodes, r.h.nodeid).fs):  # nor of mounts
+        nsec[0] = c.entry_valid_nsec if i != NULL else c.negative_valid_nsec
+        return c.entry_valid if i != NULL else c.negative_valid
+    nsec[0] = 0
+    dir = inode_at(&s.inodes, r.h.nodeid)
+    if dir.fs and kept > KEPT_BELOW_S:
+        kept = KEPT_BELOW_S  # of what is mounted there we may not hear
+    if i != NULL and r.h.opcode == FUSE_LOOKUP and i.nlookup > 1:
+        changes_given(s.changes, dir.ino)
+        if changes_since(s.changes, dir.ino, r.began):
+            return 0
+    return kept
+
+
+cdef uint64_t keep_attributes(Request *r, Inode *i, statx *stx, uint32_t *nsec) noexcept nogil:
+    """How long the kernel may keep attributes that are told of an inode, in seconds and nsec."""
+    cdef Server *s = server_of(r)
+    cdef Config *c = &s.config
+    cdef uint64_t kept = c.kept_attr
+    cdef timespec now
+    nsec[0] = c.attr_valid_nsec
+    if s.changes == NULL or not kept or not s.inodes.fs[i.fs].flags & FS_COHERENT:
+        return c.attr_valid
+    if i.type == S_IFREG >> 12:
+        # Stores by mmap are told by nobody: they show in the time of change, now and then.
+        kept = c.kept_file
+        clock_gettime(CLOCK_REALTIME_COARSE, &now)
+        if c.writeback or (i.opens and i.passthrough) or now.tv_sec - stx.stx_mtime.tv_sec < YOUNG_S or not kept:
+            return c.attr_valid
+    nsec[0] = 0
+    # The kernel itself puts attributes that it asks for in order with notifications, if it knows the inode.
+    if r.h.opcode not in (FUSE_GETATTR, FUSE_STATX) and (
+            i.nlookup < 2 or r.h.opcode not in (FUSE_LOOKUP, FUSE_READDIRPLUS)):
+        changes_given(s.changes, i.ino)
+    return 0 if changes_since(s.changes, i.ino, r.began) else kept
+
+
 cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
     """A fuse_attr_out of the request's inode; its size, or -ESTALE."""
-    cdef Config *c = &server_of(r).config
     cdef fuse_attr_out *out = <fuse_attr_out *> r.out
     cdef Inode *i = inode_at(&server_of(r).inodes, r.h.nodeid)
     if i == NULL:
         return -ESTALE
-    out.attr_valid = 0 if privileged(stx) else c.attr_valid
-    out.attr_valid_nsec = 0 if privileged(stx) else c.attr_valid_nsec
+    out.attr_valid = out.attr_valid_nsec = 0
+    if not privileged(stx):
+        out.attr_valid = keep_attributes(r, i, stx, &out.attr_valid_nsec)
     out.dummy = 0
     attr_fill(r, i, &out.attr, stx)
     return sizeof(fuse_attr_out)
@@ -62,19 +122,16 @@ cdef int attr_reply(Request *r, statx *stx) noexcept nogil:
 
 cdef int entry_reply(Request *r, char *to, uint32_t node, statx *stx) noexcept nogil:
     """A fuse_entry_out; its size."""
-    cdef Config *c = &server_of(r).config
     cdef fuse_entry_out *out = <fuse_entry_out *> to
     cdef Inode *i = inode_at(&server_of(r).inodes, node)
     out.nodeid = node
     out.generation = i.generation
-    out.entry_valid = c.entry_valid
-    out.entry_valid_nsec = c.entry_valid_nsec
+    out.entry_valid = keep_name(r, i, &out.entry_valid_nsec)
     # Of an inode that it knows by another name the kernel keeps the ACL that it has with the attributes that it gets here:
     # so it is to ask for both.
     if privileged(stx) or (stx.stx_nlink > 1 and i.nlookup > 1 and i.type == S_IFREG >> 12):
         out.attr_valid = out.attr_valid_nsec = 0
     else:
-        out.attr_valid = c.attr_valid
-        out.attr_valid_nsec = c.attr_valid_nsec
+        out.attr_valid = keep_attributes(r, i, stx, &out.attr_valid_nsec)
     attr_fill(r, i, &out.attr, stx)
     return sizeof(fuse_entry_out)

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport FUSE_NOTIFY_CODES, FUSE_OPCODES, fuse_in_header
+from passthru._changes cimport Changes
 from passthru._inode cimport OpenFile, Inode, InodeTable, inode_at, inode_fd
 from passthru._libc cimport ESTALE
 from passthru._slab cimport Slab
@@ -89,6 +90,11 @@ cdef struct Config:
     int writeback
     int all_submounts          # what holds no data, and what a user has mounted, is shown below the source too
     int trust_modes            # where a server decides, mode bits will do
+    # Where changes beside the mount are told (Server.changes), in seconds; 0: as elsewhere.
+    uint64_t kept_entry
+    uint64_t kept_negative
+    uint64_t kept_attr
+    uint64_t kept_file         # attributes of a regular file, which may be changed by mmap
     uint32_t mirrored          # flags of open files that fcntl(2) sets on the source's as well
     unsigned root
     uint64_t fixed_size        # bytes of a ROOT_FIXED
@@ -117,6 +123,7 @@ cdef struct Server:            # one mount
     LockTables *locks          # flocks, and record locks by owner
     uint64_t ids[16]           # Context.id in use, under ids_lock
     uint32_t ids_lock
+    Changes *changes           # NULL: nobody tells of changes beside the mount
     Handler dispatch
     Handler mapped             # what map_caller() goes on to
     IdMap uids
@@ -199,6 +206,7 @@ cdef struct Request:
     uint16_t settled           # what is told of suid and sgid is no state between two
     uint16_t patient           # it is with a thread that may wait for a caller, see later_settling()
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
+    uint32_t began             # changes_now(), when it was dispatched
     uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile
     int result
     uint32_t done_flag         # for tests

@@ -200,6 +200,17 @@ cdef class ServerCore:
         self.s.mapped = step[0]
         step[0] = map_caller
 
+    def keep(self, uint64_t entry, uint64_t negative, uint64_t attr, uint64_t file):
+        """How many seconds the kernel keeps names, absent ones, attributes, and those of regular files.
+
+        That is where changes are told; 0: as long as elsewhere.
+        """
+        cdef Config *c = &self.s.config
+        c.kept_entry = entry
+        c.kept_negative = negative
+        c.kept_attr = attr
+        c.kept_file = file
+
     def trace(self, bint on):
         """Log each request and its reply (--debug-fuse), or no longer. At any time, by one thread at a time."""
         trace_switch(&self.s, on)

@@ -12,6 +12,7 @@ cdef enum:
     T_QUEUE = 1               # thread kinds
     T_DEV = 2
     T_POOL = 3
+    T_WATCH = 4
     # Latencies of an opcode: 8 buckets of 64 ns, then 8 for each power of two, up to 2**36 ns (69 s);
     # what took longer is in the last one.
     LATENCY_UNIT = 6
@@ -84,7 +85,13 @@ cdef struct ThreadStats:      # a multiple of 64 bytes
     uint64_t buffers_taken    # ring requests that had a payload buffer
     uint64_t buffers_given    # of these, answered
     uint64_t opens_passthrough  # of the opens, those whose data the kernel reads and writes itself
-    uint64_t spare[7]
+    uint64_t watch_events     # changes in the source that were told
+    uint64_t watch_own        # of these, our own, of which the kernel knows
+    uint64_t watch_unknown    # of these, of what the kernel does not know
+    uint64_t watch_notified   # notifications sent
+    uint64_t watch_overflows  # the source's events came too fast
+    uint64_t watch_stuck      # directories whose notifications had to wait for somebody's lock
+    uint64_t spare[1]
     char queues[64]           # numbers of the queues that this thread serves, "0,4-7"
     uint64_t ops[STATS_OPCODES]         # requests by opcode
     uint64_t op_errors[STATS_OPCODES]   # of these, answered with an error

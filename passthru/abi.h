@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/close_range.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/openat2.h>
@@ -735,6 +736,11 @@ static inline int sys_openat_here(int fd, const char *name, int flags)
 	struct open_how how = { .flags = (uint64_t)flags, .resolve = RESOLVE_NO_XDEV };
 	int r = (int)syscall(CALL_openat2, fd, name, &how, sizeof(how));
 	return r < 0 ? -errno : r;
+}
+
+static inline int sys_close_range(unsigned first, unsigned last, unsigned flags)
+{
+	return syscall(CALL_close_range, first, last, flags) < 0 ? -errno : 0;
 }
 
 static inline int sys_tgkill(int tid, int sig)

@@ -294,7 +294,9 @@ class Connection:
         """Open, while there are paths, what the kernel has for this connection: to abort it, and `background`:
         for set_max_background(). The fds; what cannot be had is left out."""
         with contextlib.suppress(OSError):  # without it, a source that hangs may keep clients as well
-            self._abort_fd = self._open_file("abort")
+            self._abort_fd = self._open_file("abort", self._own_files())
+            if self.keeper is not None:
+                self.keeper.aborts_by(self._abort_fd)
         if background:
             with contextlib.suppress(OSError):  # it is said when they are wanted
                 self._background_fds = self._open_background()
@@ -304,8 +306,25 @@ class Connection:
     def _files(self) -> str:
         return f"{CONNECTIONS}/{os.minor(self.dev)}"
 
-    def _open_file(self, name: str) -> int:
-        return os.open(f"{self._files}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    def _open_file(self, name: str, top: int = -1) -> int:
+        """top: what _own_files() has found; it is closed."""
+        if top < 0:
+            return os.open(f"{self._files}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            return os.open(f"{os.minor(self.dev)}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=top)
+        finally:
+            os.close(top)
+
+    def _own_files(self) -> int:
+        """A mount of our own of the files of all connections, where nobody has mounted them; else -1."""
+        if os.path.exists(self._files):
+            return -1
+        context = _sys.fsopen(b"fusectl")
+        try:
+            _sys.fsconfig_create(context)
+            return int(_sys.fsmount(context, 0))
+        finally:
+            os.close(context)
 
     def _open_background(self) -> tuple[int, ...]:
         return tuple(self._open_file(name) for name in ("max_background", "congestion_threshold"))

@@ -28,6 +28,12 @@ COUNTERS = {
     "sleeps": ("uring_sleeps", "Calls of io_uring_enter that waited."),
     "entries_lost": ("ring_entries_lost", "Ring entries that ended with an unexpected error."),
     "refused": ("refused_requests", "Requests that contradicted themselves."),
+    "watch_events": ("source_events", "Changes in the source that were told."),
+    "watch_own": ("source_events_own", "Of these, those made through the mount."),
+    "watch_unknown": ("source_events_unknown", "Of these, those of what the kernel does not know."),
+    "watch_notified": ("notifications", "Notifications of changes in the source."),
+    "watch_overflows": ("source_events_lost", "Times that all names were forgotten, since events had been lost."),
+    "watch_stuck": ("notifications_stuck", "Directories whose notifications had to wait for somebody's lock."),
 }
 GAUGES = {
     "inodes": ("inodes", "Inodes that the kernel knows."),

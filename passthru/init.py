@@ -17,6 +17,7 @@ from .options import Options
 MAJOR, MINOR, MIN_MINOR = 7, 46, 37
 BUFFERS = 46  # from this minor on the ring's requests may share payload buffers, in one way or the other
 OLDEST = "6.1"  # the Linux that speaks 7.MIN_MINOR. Ones before 5.13 do not check who changes inode flags
+EPOCHS = 44  # from this minor on all names can be made old at a time
 EXTENSIONS = 38  # from this minor on a request says where its extensions begin
 OP_INIT = 26
 IN_HEADER = struct.Struct("=IIQQIIIHH")

@@ -2,7 +2,7 @@
 
 It attaches and unmounts, connects to the log daemon, and removes status page and socket at the end: this mount, these
 sockets and these files, whatever the daemon may have come to. With -o auto_unmount it unmounts as well when the daemon
-has gone without doing so, even by SIGKILL.
+has gone without doing so, even by SIGKILL. With --cache coherent it aborts the connection then: see _watch.pyx.
 
 A request is a packet of JSON: [what, ...]; so is the answer: [result] or [null, errno, text].
 """
@@ -78,6 +78,10 @@ class Keeper:
         """As mounting.unmount()."""
         return str(self._ask("unmount", lazy)[0])
 
+    def aborts_by(self, fd: int) -> None:
+        """What to write to if the daemon has gone and somebody still waits for it."""
+        self._ask("aborts_by", fds=(fd,))
+
     def connect(self, path: str) -> socket.socket:
         """A socket of a log daemon."""
         name = next(n for n, p in PATHS.items() if p == path)
@@ -115,6 +119,7 @@ class _Server:
         self._place = 4
         self._target, self._pages, self._auto = target, pages, auto_unmount
         self._dev, self._mount_id = 0, -1
+        self._abort = -1
         self._page = (0, 0)
         self._root = os.geteuid() == 0
         self._go = True
@@ -132,6 +137,10 @@ class _Server:
         while self._go:
             data, fds, _, _ = socket.recv_fds(self._socket, PACKET, 1)
             if not data:
+                # One of its threads may live on, waiting for a lock of the mount's whose holder waits for the daemon.
+                if self._abort >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(self._abort, b"1")
                 if self._auto and self._mount_id >= 0:
                     mounting.detach(self._target, self._mount_id, self._root)
                     self._dismiss_asked()
@@ -176,6 +185,11 @@ class _Server:
     def _know(self, dev: int, mount_id: int, page: list[int]) -> None:
         self._dev, self._mount_id = dev, mount_id
         self._page = int(page[0]), int(page[1])
+
+    def _aborts_by_asked(self, fd: int) -> tuple[None, int]:
+        if self._abort < 0:
+            self._abort = os.dup(fd)
+        return None, -1
 
     def _unmount_asked(self, lazy: bool) -> tuple[str, int]:
         return mounting.unmount(self._target, self._mount_id, self._root, lazy=bool(lazy)), -1

@@ -136,7 +136,7 @@ def refresh(page: Snapshot) -> Snapshot | None:
 def threads(s: Snapshot) -> list[dict[str, Any]]:
     """The serving threads: each that has queues; the readers, and those of the pools, together."""
     rows = []
-    for kind in ("queue", "dev", "pool"):
+    for kind in ("queue", "dev", "pool", "watch"):
         number = next(n for n, name in KINDS.items() if name == kind)
         of_kind = s.threads[s.threads["kind"] == number]
         alone = kind == "queue"
@@ -214,7 +214,7 @@ def status(m: Mount) -> dict[str, Any]:
     taken = sum(t["buffers_taken"] - t["buffers_given"] for t in rows)
     ring = s.transport == "ring"
     return {
-        **summary(m), "why": s.why, "sandbox": s.sandbox,
+        **summary(m), "why": s.why, "sandbox": s.sandbox, "cached": s.cached,
         "fuse": {"minor": int(h["minor"]), "init_flags": int(h["init_flags"]), "max_write": int(h["max_write"]),
                  "device": f"{os.major(int(h['fuse_dev']))}:{os.minor(int(h['fuse_dev']))}"},
         "identity": bool(h["identity"]), "readers": int(h["readers"]),

@@ -35,7 +35,8 @@ class CachePolicy(NamedTuple):
 
 CACHE = {
     "never": CachePolicy(0.0, "nothing", direct_io=True), "open": CachePolicy(0.0, "nothing"),
-    "auto": CachePolicy(1.0, "unchanged"), "always": CachePolicy(86400.0, "all"),
+    "auto": CachePolicy(1.0, "unchanged"), "coherent": CachePolicy(1.0, "unchanged"),
+    "always": CachePolicy(86400.0, "all"),
 }
 
 
@@ -230,8 +231,9 @@ class Options:
     cache: str = option(
         "auto", "what the kernel keeps of what it has seen; 'never': nothing, files are open for direct I/O, "
         "'open': a file's pages while it is open, 'auto': also what is unchanged in the source, names and "
-        "attributes for 1 second, 'always': all of it, for a day: nobody changes the source beside the mount",
-        "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|always", o="cache",
+        "attributes for 1 second, 'coherent': as 'auto', but names and attributes until the source tells of a change "
+        "(root), 'always': all of it, for a day: nobody changes the source beside the mount",
+        "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|coherent|always", o="cache",
         live=True)
     attr_timeout: float = option(
         None, "seconds that the kernel may keep attributes; default: by --cache", "--attr-timeout",
@@ -337,6 +339,8 @@ class Options:
                 "--submounts all with allow_other would let all users into /proc and kin as root; add -o noallow_other")
         if self.writeback and (self.direct_io or CACHE[self.cache].direct_io):
             raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
+        if self.writeback and self.cache == "coherent":
+            raise UsageError("--writeback: the kernel then has sizes and times of its own: not with --cache coherent")
 
     @property
     def uid_map(self) -> idmap.IdMap:

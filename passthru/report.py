@@ -20,7 +20,7 @@ class Served:
 
     queues: how many there are, depth: entries of each, queue_threads: who serve them; readers: of /dev/fuse.
     passthrough: agreed upon with the kernel; identity: the daemon acts as its callers; fixed: nothing is written past
-    the source's end.
+    the source's end. cached: what the kernel keeps of names and attributes.
     """
 
     options: Options
@@ -34,6 +34,7 @@ class Served:
     passthrough: bool
     identity: bool
     fixed: bool
+    cached: str
 
 
 def summary(s: Served, target: str) -> str:
@@ -85,5 +86,5 @@ def describe_options(s: Served, connection: Connection) -> dict[str, Any]:
     o = s.options
     values = {f.name: getattr(o, f.name) for f in fields(o) if f.metadata and not f.metadata["hidden"]}
     connection.page.describe(passthrough=s.passthrough and o.passthrough)
-    connection.page.settings(values, s.transport.why, s.sandbox.text)
+    connection.page.settings(values, s.transport.why, s.sandbox.text, s.cached)
     return values

@@ -26,6 +26,7 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 CLONE_THREAD_FLAGS = 0x00010D00  # CLONE_VM, CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD: a thread ...
 CLONE_NEW = 0x7E020000           # ... in the namespaces of its maker
 CLONE_FS = 0x200
+FAN_MARK_ADD_FILESYSTEM = 0x101
 PROT_EXEC = 4
 PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 15, 16, 23, 24, 38
 PR_CAP_AMBIENT, PR_SET_VMA = 47, 0x53564D41
@@ -103,6 +104,8 @@ def rules(pid: int) -> dict[str, Rule]:
         "clone": Rule((When(0, CLONE_THREAD_FLAGS, CLONE_THREAD_FLAGS | CLONE_NEW),)),
         "clone3": Rule((When(1, 0xFFFFFFFF),), ERRNO | errno.ENOSYS),  # never: its second argument is a size
         "unshare": Rule((When(0, CLONE_FS),)),
+        # What is found below the source is watched, if the source is.
+        "fanotify_mark": Rule((When(1, FAN_MARK_ADD_FILESYSTEM),)),
         "prctl": Rule(tuple(When(0, option) for option in (
             PR_SET_NAME, PR_GET_NAME, PR_SET_VMA, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_CAP_AMBIENT,
             PR_SET_NO_NEW_PRIVS))),

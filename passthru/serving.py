@@ -15,6 +15,7 @@ from .options import CACHE, Options
 from .status_page import Page
 from .threads import ServingThread
 from .transport import Form, Outcome
+from .watching import Watcher
 
 SWEEP = 2.0  # seconds
 POOL_THREADS = 64
@@ -181,6 +182,7 @@ class Serving:
         self.queues: list[Queue] = []
         self.readers: list[Reader] = []
         self._housekeeper: Housekeeper | None = None
+        self._watcher: Watcher | None = None
         self._on_end = on_end
 
     def open_queues(self, plan: Sequence[Share], depth: int, buffers: tuple[int, int]) -> OSError | None:
@@ -222,6 +224,11 @@ class Serving:
         self._housekeeper = Housekeeper(self.core)
         self._housekeeper.start()
 
+    def watch(self, watcher: Watcher) -> None:
+        """Have the kernel told of changes from now on."""
+        self._watcher = watcher
+        watcher.start()
+
     def bind_queues(self) -> None:
         """CPUs have come or gone."""
         for queue in self.queues:
@@ -242,6 +249,8 @@ class Serving:
         yield from self.queues
         if self._housekeeper is not None:
             yield self._housekeeper
+        if self._watcher is not None:
+            yield self._watcher
 
     def stop(self, by: float) -> None:
         """Ask all to end when they have nothing in flight, and wait for the readers until `by` (time.monotonic())."""
@@ -266,6 +275,8 @@ class Serving:
         threads.end(self.queues, by)
         if self._housekeeper is not None:
             threads.end([self._housekeeper], by)
+        if self._watcher is not None:
+            threads.end([self._watcher], by)
         return not any(thread.is_alive() for thread in self._all())
 
     def release(self) -> None:
@@ -279,3 +290,5 @@ class Serving:
         self.skip_queues()
         if self._housekeeper is not None:
             self._housekeeper.wake()
+        if self._watcher is not None:
+            self._watcher.wake()

@@ -26,6 +26,7 @@ from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
 from .serving import Serving, check_level, configure, make_core, stats_size
 from .source import Source, keeps_size, open_source, options_for
 from .transport import BUFPOOL, Transport
+from .watching import Watcher, where
 
 ZERO_COPY_MIN = 1 << 20  # bytes: what is smaller is copied, if it is not to be zero-copied in any case
 HANGING = 5.0  # seconds that threads may take to end which the source does not answer
@@ -50,6 +51,7 @@ class Session:
         self.pin_buffers = self.identity = self.passthrough = self.fixed = False
         self.hotplug: Hotplug | None = None
         self.mountinfo = -1
+        self.watcher: Watcher | None = None
         self.thread_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.wake_read = -1
         self.broken = False
@@ -91,7 +93,7 @@ class Session:
         self.connection = Connection.open(fuse_fd, o, target, target_fd, self.source.root_mode)
         if self.connection.by_fusermount:
             self.sandbox.limit(SECCOMP, "the mount is fusermount3's")
-        if o.auto_unmount or self.sandbox.level != NONE:  # before there are threads
+        if o.auto_unmount or self.sandbox.level != NONE or o.cache == "coherent":  # before there are threads
             self.connection.keeper = Keeper(
                 target, target_fd, status_page.directory(), auto_unmount=o.auto_unmount)
         self.source_fd = self.sandbox.source(self.source)
@@ -103,6 +105,8 @@ class Session:
         queues = sum(len(share.qids) for share in plan)
         self.depth = entries(plan, o.queue_depth)
         self._make_core(len(plan), queues)
+        if o.cache == "coherent":
+            self.watcher = Watcher(self.core)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)
         self.core.trace(o.debug_fuse)
@@ -168,6 +172,8 @@ class Session:
         self._attach()
         self.core.mounted(connection.dev)
         serving.keep_house()
+        if self.watcher is not None:
+            serving.watch(self.watcher)
         self.hotplug = self._watch_cpus()
         report.describe(self._served(), connection)
         connection.listen(self.set_options)
@@ -176,6 +182,8 @@ class Session:
         """What INIT is answered. Raises TransportError."""
         o = self.options
         self.transport.choose(request, self.pin_buffers)
+        if self.watcher is not None:
+            self.watcher.agree(request, o)
         flags = init.choose(request, init.Situation(
             o, self.transport.ring, self.identity, self.core.own_umask, capable(CAP_FSETID),
             o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
@@ -235,7 +243,15 @@ class Session:
     def _served(self) -> report.Served:
         return report.Served(
             self.options, self.source, self.transport, self.sandbox, self.possible, self.depth,
-            len(self._serving.queues), len(self._serving.readers), self.passthrough, self.identity, self.fixed)
+            len(self._serving.queues), len(self._serving.readers), self.passthrough, self.identity, self.fixed,
+            self._cached())
+
+    def _cached(self) -> str:
+        """What the kernel keeps of names and attributes."""
+        o = self.options
+        if self.watcher is not None and o.cache == "coherent":
+            return "until the source tells of a change"
+        return f"names {o.entry_timeout:g} s, attributes {o.attr_timeout:g} s"
 
     def summary(self) -> str:
         """A line that says what serves the mount."""
@@ -255,6 +271,7 @@ class Session:
     def serve(self) -> None:
         """Wait for the end: an unmount, or a signal, upon which it unmounts."""
         control, hotplug, serving = self._connection.control, self.hotplug, self._serving
+        self._look_at_mounts()
         poll = select.poll()
         poll.register(self.wake_read, select.POLLIN)
         poll.register(self.thread_ended, select.POLLIN)
@@ -281,6 +298,7 @@ class Session:
                     control.ready()
                 elif fd == self.mountinfo:
                     self.core.mounts_changed()
+                    self._look_at_mounts()
                 elif hotplug is not None and fd == hotplug.fileno():
                     if hotplug.changed():
                         serving.bind_queues()
@@ -290,6 +308,10 @@ class Session:
         self.end()
         if self.broken:
             raise PassthruError("the session ended with an error")
+
+    def _look_at_mounts(self) -> None:
+        if self.watcher is not None:
+            self.watcher.look_at_mounts(self.mountinfo, where(self.source_fd, self.sandbox.fds))
 
     def _look_for_broken(self) -> None:
         """A thread has ended: is a queue without one?"""
@@ -303,11 +325,15 @@ class Session:
         """Change options of the live mount, for `uid`: all of them or, raising PassthruError, none."""
         values = live_values(words)
         before, o = self.options, self.options.with_values(values)
+        if o.cache == "coherent" and self.watcher is None:
+            raise UsageError("cache: coherent is to be said when the mount is made")
         if values.get("passthrough") and not self.passthrough:
             raise UsageError("passthrough: it was not agreed upon with the kernel when the mount was made")
         if o.max_background != before.max_background:  # the only one that may fail
             self._connection.set_max_background(o.max_background)
         configure(self.core, o, passthrough=self.passthrough)
+        if self.watcher is not None:
+            self.watcher.configure(o)
         self.core.trace(o.debug_fuse)
         log.set_level(o.log_level)
         self.options = o
@@ -353,6 +379,8 @@ class Session:
                 connection.unmount()
         ended = serving.end(by)
         connection.abort()
+        if self.watcher is not None:
+            ended = self.watcher.ended(by) and ended
         if _server.DEBUG and ended and not self.core.hangs and connection.page is not None:
             check_level(self.core, connection.page)
         if not ended or not self.core.close():

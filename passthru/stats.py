@@ -131,6 +131,11 @@ class Snapshot:
         return str(self._said().get("why", ""))
 
     @property
+    def cached(self) -> str:
+        """What the kernel keeps of the source's names, and why no more, if it could be more."""
+        return str(self._said().get("cached", ""))
+
+    @property
     def sandbox(self) -> str:
         """How the daemon is confined: the level of --sandbox, and in brackets why it is no higher one, if it is not."""
         return str(self._said().get("sandbox", ""))

@@ -33,7 +33,7 @@ from .mounting import mounts
 MAGIC, VERSION, HEADER = 0x75726874, 2, 16384
 TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
 DIALECTS = {0: "", **_dialect.DIALECTS}
-KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool"}
+KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool", 4: "watch"}
 SETTINGS = 6144  # room for the settings in the header
 BUCKETS = 224
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # what is a page, or may be anything
@@ -56,10 +56,11 @@ COUNTERS = (
     "ring_requests", "commits", "dev_requests", "dev_replies", "errors", "read_bytes", "write_bytes",
     "io_inline", "io_ring", "io_fixed", "io_pool", "enters", "sleeps", "lookups", "forgets", "opens",
     "releases", "entries_lost", "io_zero_copy", "refused", "buffers_taken", "buffers_given", "opens_passthrough",
+    "watch_events", "watch_own", "watch_unknown", "watch_notified", "watch_overflows", "watch_stuck",
 )
 BLOCK_FIELDS = (
     ("kind", "u8"), ("cpu", "i8"), *((n, "u8") for n in COUNTERS),
-    ("spare", "u8", 7), ("queues", "S64"), ("ops", "u8", 64), ("op_errors", "u8", 64), ("op_ns", "u8", 64),
+    ("spare", "u8", 1), ("queues", "S64"), ("ops", "u8", 64), ("op_errors", "u8", 64), ("op_ns", "u8", 64),
     ("latency", "u8", (64, BUCKETS)),
 )
 
@@ -278,12 +279,12 @@ class Page:
             at, form = _PLACES[name]
             form.pack_into(self.memory, at, value)
 
-    def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "") -> None:
-        """Say which options are in effect, why there is no ring, and how the daemon is confined.
+    def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "", cached: str = "") -> None:
+        """Say which options are in effect, why there is no ring, and how the daemon is confined, what the kernel keeps.
 
         ValueError: there is no room for it.
         """
-        text = json.dumps({"options": options, "why": why, "sandbox": sandbox}).encode()
+        text = json.dumps({"options": options, "why": why, "sandbox": sandbox, "cached": cached}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
         changing = field(self.memory, "settings_seq") | 1

@@ -35,6 +35,9 @@ def text(s: dict[str, Any]) -> list[str]:
         ("protocol", f"FUSE 7.{s['fuse']['minor']}, requests of up to {size(s['fuse']['max_write'])}, "
          f"device {s['fuse']['device']}"),
         ("confined", s["sandbox"] or "?"),
+        ("cached", s["cached"] + (f"; {total['watch_events']} events, {total['watch_own']} of them our own, "
+         f"{total['watch_unknown']} of what nobody knows, {total['watch_notified']} notifications"
+                                  if total["watch_events"] else "")),
         ("in use", f"{s['inodes']} inodes, {s['handles']} handles, {s['backing_files']} backing files"),
         ("in flight", f"{s['in_flight']} requests; {buffers['in_use']} payload buffers of {size(buffers['size'])}"
          + (f", {buffers['per_queue']} per queue" if ring else "")
@@ -49,6 +52,9 @@ def text(s: dict[str, Any]) -> list[str]:
         p = s["process"]
         rows.append(("process", f"{size(p['rss'])} resident, {size(p['pinned'])} pinned, {p.get('fds', '?')} fds, "
                      f"{p['threads']} threads, CPU {p['cpu_user']:.1f} s user {p['cpu_system']:.1f} s system"))
+    if total["watch_overflows"] or total["watch_stuck"]:
+        rows.append(("late", f"{total['watch_overflows']} times all names forgotten, "
+                     f"{total['watch_stuck']} directories whose lock somebody held"))
     if total["entries_lost"] or total["refused"]:
         rows.append(("trouble", f"{total['entries_lost']} ring entries lost, {total['refused']} requests refused"))
     lines = [f"{monitor.shown(s['source'])} on {monitor.shown(s['mountpoint'])}"]
