@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import random
@@ -25,6 +26,7 @@ RENAME_EXCHANGE = 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 State = tuple[int, ...] | None
+STALE: list[str] = []
 
 
 def state(path: str) -> State:
@@ -33,6 +35,11 @@ def state(path: str) -> State:
         st = os.lstat(path)
     except FileNotFoundError:
         return None
+    except OSError as e:
+        if e.errno != errno.ESTALE:
+            raise
+        STALE.append(path)  # what had the name has gone, and the kernel has looked twice: not what the source says
+        return ()
     return (st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
@@ -217,6 +224,8 @@ def main() -> int:
     print(f"seed {seed}: {sum(checker.kinds.values())} changes ({kinds})")
     print(f"shown after {at[0]:.2f} ms (p50), {at[1]:.2f} (p99), {at[2]:.2f} (p99.9); slowest: " + ", ".join(
         f"{kind} {seconds * 1e3:.2f}" for seconds, kind in took[:-6:-1]))
+    if STALE:
+        print(f"{len(STALE)} times ESTALE meanwhile")
     for line in checker.missed:
         print(f"MISSED {line}")
     return bool(checker.missed)
