@@ -290,12 +290,15 @@ class Connection:
                 raise PassthruError(f"control socket in {directory()}: {reason(e)}") from None
             log.warning(f"control socket in {directory()}: {reason(e)}: this mount's options stay as they are")
 
-    def hold_files(self, *, background: bool) -> list[int]:
+    def hold_files(self, *, background: bool, aborting: bool = False) -> list[int]:
         """Open, while there are paths, what the kernel has for this connection: to abort it, and `background`:
-        for set_max_background(). The fds; what cannot be had is left out."""
+        for set_max_background(). The fds; what cannot be had is left out.
+
+        aborting: the keeper is to abort it if the daemon is killed.
+        """
         with contextlib.suppress(OSError):  # without it, a source that hangs may keep clients as well
             self._abort_fd = self._open_file("abort", self._own_files())
-            if self.keeper is not None:
+            if self.keeper is not None and aborting:
                 self.keeper.aborts_by(self._abort_fd)
         if background:
             with contextlib.suppress(OSError):  # it is said when they are wanted

@@ -218,7 +218,8 @@ class Session:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # it would have threads that we do not know
             from . import stats  # noqa: F401  for check_level()
         connection = self._connection
-        for fd in connection.hold_files(background=self.sandbox.level in (SECCOMP, NAMESPACE)):
+        for fd in connection.hold_files(
+                background=self.sandbox.level in (SECCOMP, NAMESPACE), aborting=self.watcher is not None):
             self.sandbox.know(fd)
         try:
             self.sandbox.confine(connection.dev, self.core.mounted_elsewhere, self._use_keeper)
