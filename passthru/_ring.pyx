@@ -4,7 +4,7 @@ An entry goes: with the kernel -> ours (CQE, res 0) -> [backing I/O or pool] -> 
 With zero-copy a READ's commit is linked to the backing I/O: one submission, and no CQE but the next
 request's. Only if the I/O fails or is short its CQE comes, and the commit has been dropped.
 Exactly one COMMIT_AND_FETCH follows each CQE with res 0; header slot and payload are
-touched in between only. All ready CQEs are handled before one io_uring_enter(2).
+touched in between only. All ready CQEs are handled before one io_uring_enter(2), but for PORTION.
 
 A request that is away, with a pool or a remote file, keeps its entry. For each the queue registers a further
 entry, so that there are always `depth` for others; when it is back, both stay.
