@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from passthru import (
+    _ops,
     api,
     capabilities,
     errors,
@@ -239,6 +240,26 @@ def test_versions_of_the_protocol():
     assert f"before {init.OLDEST} |" in (ROOT / "README.md").read_text()
 
 
+def test_what_is_not_served():
+    """docs/protocol.md names what is answered with ENOSYS; INIT never comes to a handler."""
+    said = (ROOT / "docs" / "protocol.md").read_text().partition("Answered with ENOSYS: ")[2].partition(".")[0]
+    real = {name for name, row in _ops.operations().items() if not row["served"]}
+    assert set(said.split(", ")) == real - {"INIT"}
+
+
+def test_what_tests_are_made_of():
+    """Each name in docs/developing.md's table is there."""
+    rows = table("docs/developing.md", "## Writing a test")
+    conftest = (ROOT / "tests" / "kernel" / "conftest.py").read_text()
+    assert len(rows) >= 5
+    for row in rows:
+        names = quoted(row[0])
+        text = conftest
+        if "(`" in row[0]:
+            text = (ROOT / "tests" / "kernel" / f"{names.pop()}.py").read_text()
+        assert [name for name in names if not re.search(rf"^(?:def )?{name}(?:\(| = )", text, re.MULTILINE)] == []
+
+
 def test_counters_in_the_list_of_the_most_telling():
     said = {name for row in table("docs/developing.md", "Those most telling:") for name in quoted(row[0])}
     assert sorted(said - set(status_page.COUNTERS) - {"ops", "op_errors", "op_ns"}) == []
@@ -346,7 +367,7 @@ def test_exit_codes_of_the_mount_helper():
 def test_named_functions(document):
     """Each `function()` is defined somewhere; `Class.method()` by its method."""
     text = "".join(p.read_text() for p in (ROOT / "passthru").rglob("*") if p.suffix in (".py", ".pyx", ".pxd", ".h"))
-    text += (ROOT / "tests" / "fuzz.py").read_text()
+    text += "".join((ROOT / "tests" / name).read_text() for name in ("fuzz.py", "unit/_served.py"))
     for name in re.findall(r"`(?:\w+\.)*(\w+)\(\)`", document.read_text()):
         defined = rf"^\s*(?:def|cdef|cpdef|static|class)\b[^=\n]*\b{name}\(|^\s*{name} = "
         assert re.search(defined, text, re.MULTILINE), f"{document.name}: no {name}()"
