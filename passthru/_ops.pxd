@@ -1,5 +1,5 @@
 # Opcode dispatch.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from passthru._request cimport Request
 
@@ -10,7 +10,7 @@ cdef enum:
     IN_DIRECTORY = 4       # a name, or a listing: ENOTDIR where the root is no directory
     # What its reply hands out, see undelivered():
     GIVES_ENTRY = 8        # a lookup, in the fuse_entry_out at its beginning
-    GIVES_HANDLE = 16      # an open file or directory: a fuse_open_out, after the entry if there is one
+    GIVES_FILE = 16        # an open file or directory: a fuse_open_out, after the entry if there is one
     GIVES_LIST = 32        # entries before names
     TAKES_LOCK = 64        # the lock of a file in the source, see change_begin() in _inode
 

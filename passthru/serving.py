@@ -69,7 +69,7 @@ def check_level(core: _server.ServerCore, page: Page) -> None:
     if asked != answered or lost:
         bad.append(f"{asked} ring requests, {answered} commits, {lost} entries lost")
     if s.total("opens") - s.total("releases") != core.live[1]:
-        bad.append(f"{s.total('opens')} opens, {s.total('releases')} releases, {core.live[1]} handles live")
+        bad.append(f"{s.total('opens')} opens, {s.total('releases')} releases, {core.live[1]} open files live")
     if s.total("forgets") > s.total("lookups"):
         bad.append(f"{s.total('lookups')} lookups, {s.total('forgets')} forgets")
     if bad:

@@ -45,8 +45,8 @@ SERVED = [row["opcode"] for row in OPERATIONS.values() if row["served"]]
 READ, WRITE, SETXATTR, BATCH_FORGET, IOCTL = opcodes("READ WRITE SETXATTR BATCH_FORGET IOCTL")
 OPEN, SETATTR, SETLK, SETLKW = opcodes("OPEN SETATTR SETLK SETLKW")
 # What the first argument begins with, or has next.
-HANDLE = opcodes("READ WRITE RELEASE FSYNC FLUSH READDIR RELEASEDIR FSYNCDIR GETLK SETLK IOCTL FALLOCATE READDIRPLUS"
-                 " LSEEK COPY_FILE_RANGE COPY_FILE_RANGE_64")
+BY_FH = opcodes("READ WRITE RELEASE FSYNC FLUSH READDIR RELEASEDIR FSYNCDIR GETLK SETLK IOCTL FALLOCATE READDIRPLUS"
+                " LSEEK COPY_FILE_RANGE COPY_FILE_RANGE_64")
 NODEID = opcodes("RENAME LINK RENAME2")
 MODE = opcodes("MKNOD MKDIR")
 FLAGS_AND_MODE = opcodes("CREATE TMPFILE")
@@ -54,12 +54,12 @@ PLACE_AND_SIZE = opcodes("READ WRITE READDIR READDIRPLUS")
 COPY = opcodes("COPY_FILE_RANGE COPY_FILE_RANGE_64")
 PLACES = [*opcodes("FALLOCATE"), *COPY]
 PAGES_TO_FILL = opcodes("READDIR READDIRPLUS READLINK IOCTL")
-ENTRY, FILE_HANDLE = giving("gives_entry"), giving("gives_handle")
+ENTRY, FILE = giving("gives_entry"), giving("gives_file")
 NAMES = [b"a\0", b"b\0", b"c\0", b"d\0", b"..\0", b".\0", b"\0", b"a/b\0", b"x" * 255 + b"\0", b"y" * 300 + b"\0",
          b"no end", b"\xff\xfe\0", b"user.x\0", b"system.posix_acl_access\0", b"system.nfs4_acl\0"]
 WORDS = [0, 1, 2, 3, 4, 5, 7, 8, 100, 4095, 4096, 65536, SIZE - 1, SIZE, SIZE + 1, 0x7FFFFFFF, 0x80000000,
          0xFFFFFFFF]
-# What makes inodes and handles, and what uses them, comes more often than what takes them away.
+# What makes inodes and open files, and what uses them, comes more often than what takes them away.
 OPCODES = [*SERVED, *5 * opcodes("CREATE OPEN"), *4 * opcodes("LOOKUP"), *3 * opcodes("OPENDIR"),
            *opcodes("LOOKUP READLINK SYMLINK UNLINK RMDIR STATFS REMOVEXATTR MKDIR LINK TMPFILE READ WRITE READDIR"
                     " READDIRPLUS")]
@@ -75,11 +75,11 @@ MODES = [0o100644, 0o40755, 0o10644, 0o120777, 0o104755, 0o102644]
 
 
 class Maker:
-    """Requests that are right in most parts, for inodes and handles that are there in most cases."""
+    """Requests that are right in most parts, for inodes and open files that are there in most cases."""
 
     def __init__(self, seed: int):
         self.r = random.Random(seed)
-        self.nodes, self.handles = [1], [1]
+        self.nodes, self.fhs = [1], [1]
 
     def number(self, bits: int) -> int:
         r = self.r
@@ -88,15 +88,15 @@ class Maker:
     def node(self) -> int:
         return self.r.choice(self.nodes[-40:]) if self.r.random() < 0.95 else self.number(64)
 
-    def handle(self) -> int:
-        return self.r.choice(self.handles[-40:]) if self.r.random() < 0.95 else self.number(64)
+    def fh(self) -> int:
+        return self.r.choice(self.fhs[-40:]) if self.r.random() < 0.95 else self.number(64)
 
     def argument(self, opcode: int) -> bytes:
-        """op_in: 128 bytes, fields of 4 and 8 bytes at random, a handle or nodeid first where one belongs."""
+        """op_in: 128 bytes, fields of 4 and 8 bytes at random, an fh or nodeid first where one belongs."""
         r = self.r
         words = b"".join(struct.pack("=I", self.number(32)) for _ in range(32))
-        if opcode in HANDLE and r.random() < 0.95:
-            words = struct.pack("=Q", self.handle()) + words[8:]
+        if opcode in BY_FH and r.random() < 0.95:
+            words = struct.pack("=Q", self.fh()) + words[8:]
         if opcode in PLACE_AND_SIZE and r.random() < 0.9:
             words = words[:8] + struct.pack("=QI", r.choice([0, 1, 4096, 100000]), r.choice([0, 1, 100, 4096, SIZE])) \
                 + words[20:]
@@ -111,12 +111,12 @@ class Maker:
             words = struct.pack("=II", r.choice([0, 1, 2, 0o1000, 0o2001, 0o40002]), r.choice([0, 1])) + words[8:]
         if opcode == SETATTR and r.random() < 0.9:
             size = r.choice([0, 1, 5000, 1 << 20])
-            words = struct.pack("=IIQQ", r.getrandbits(12), 0, self.handle(), size) + words[24:]
+            words = struct.pack("=IIQQ", r.getrandbits(12), 0, self.fh(), size) + words[24:]
         if opcode in PLACES:  # not to fill the disk
             places = [r.choice([0, 1, 4096, 1 << 18]) for _ in range(6)]
             words = words[:8] + struct.pack("=6Q", *places) + words[56:]
             if opcode in COPY:
-                words = words[:24] + struct.pack("=Q", self.handle()) + words[32:]
+                words = words[:24] + struct.pack("=Q", self.fh()) + words[32:]
         return words[:128]
 
     def request(self, queue: str) -> tuple[bytes, bytes, int, int, int]:
@@ -177,8 +177,8 @@ class Maker:
             return
         if opcode in ENTRY:
             self.nodes.append(struct.unpack_from("=Q", reply)[0])
-        if opcode in FILE_HANDLE:
-            self.handles.append(struct.unpack_from("=Q", reply, ENTRY_SIZE if opcode in ENTRY else 0)[0])
+        if opcode in FILE:
+            self.fhs.append(struct.unpack_from("=Q", reply, ENTRY_SIZE if opcode in ENTRY else 0)[0])
 
 
 def run(base: str, seconds: float, seed: int, root: str) -> dict[str, int]:
