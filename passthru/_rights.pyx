@@ -34,7 +34,7 @@ cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil
     cdef gid_t groups[2]
     cdef unsigned n = 0
     cdef statx stx
-    cdef bint for_owner = False, over = False
+    cdef bint acts_for = False, over = False
     cdef int res
     if not s.config.identity or r.h.uid == NO_ID:
         return 0
@@ -45,13 +45,13 @@ cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil
     if sys_is_capable(r.h.pid, CAP_FOWNER) or (chown and sys_is_capable(r.h.pid, CAP_CHOWN)):
         return 0
     if s.config.mapped:  # several of the source's users may be one in the mount
-        for_owner = id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid)
+        acts_for = id_to_mount(&s.uids, stx.stx_uid) == id_to_mount(&s.uids, r.h.uid)
     elif stx.stx_uid != r.h.uid:
         over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
-        for_owner = over or sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid)
+        acts_for = over or sys_is_capable_over(r.h.pid, CAP_FOWNER, stx.stx_uid, stx.stx_gid)
     else:
         over = chown and sys_is_capable_over(r.h.pid, CAP_CHOWN, stx.stx_uid, stx.stx_gid)
-    res = owner_identity_take(r, stx.stx_uid, stx.stx_gid) if for_owner else identity_take(r)
+    res = owner_identity_take(r, stx.stx_uid, stx.stx_gid) if acts_for else identity_take(r)
     if res < 0:
         return res
     if gid != NO_ID and gid != r.h.gid and in_group(r, gid):
