@@ -196,6 +196,7 @@ class Session:
         return agreed
 
     def _attach(self) -> None:
+        """A rehearsal (probe.py) ends here."""
         self._connection.attach(self.options)
 
     def _catch_signals(self) -> None:
