@@ -1,8 +1,8 @@
 # What a request, a serving thread and a session are to the handlers. Handlers see neither transport
 # nor dialect: a Request has its arguments, room for the reply, and a way to be completed later.
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from passthru._abi cimport FUSE_NOTIFY_CODES, FUSE_OPCODES, fuse_in_header
+from passthru._abi cimport FUSE_NOTIFY_CODES, fuse_in_header
 from passthru._changes cimport Changes
 from passthru._inode cimport OpenFile, Inode, InodeTable, inode_at, inode_fd
 from passthru._libc cimport ESTALE

@@ -1,5 +1,5 @@
 # Numbered slots of one size: nodeids and the `fh` of open files are slot numbers.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t
 
 from passthru._abi cimport atomic_getp
 
