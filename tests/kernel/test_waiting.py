@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from _daemon import Daemon, until
@@ -250,3 +251,62 @@ def test_set_user_id_files_are_seen_beside_copies(freezable):
     finally:
         for fd in (root, source, *targets):
             os.close(fd)
+
+
+def stuck(pid: int) -> bool:
+    """Has a process a thread that waits in the kernel whatever signal comes?"""
+    return any(stat.read_text().rpartition(")")[2].split()[0] == "D"
+               for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+
+
+@pytest.mark.parametrize("transport", ["passthrough"], indirect=True)
+def test_open_beside_a_change(freezable, transport):
+    """Who would read by kernel passthrough what is being changed waits: it might keep the lock that the change wants."""
+    fs = freezable
+    (fs.src / "from").write_bytes(b"x" * 100_000)
+    (fs.src / "to").touch()
+    source, target = os.open(fs.mnt / "from", os.O_RDONLY), os.open(fs.mnt / "to", os.O_WRONLY)
+    root = os.open(fs.src, os.O_RDONLY)
+    fcntl.ioctl(root, FIFREEZE, 0)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                copying = pool.submit(os.copy_file_range, source, target, 100_000, 0, 0)
+                until(lambda: copies_asked(fs) and stuck(fs.pid), "the change is under way")
+                before = fs.stats().ops()["OPEN"]
+                opening = pool.submit(os.open, fs.mnt / "to", os.O_RDONLY)
+                until(lambda: fs.stats().ops()["OPEN"] > before, "it has come")
+                assert os.stat(fs.mnt / "from").st_size == 100_000
+                time.sleep(0.2)
+                assert not opening.done()
+            finally:
+                fcntl.ioctl(root, FITHAW, 0)
+            assert copying.result(10) == 100_000
+            os.close(opening.result(10))
+    finally:
+        for fd in (root, source, target):
+            os.close(fd)
+
+
+def there_and_back(path: Path) -> None:
+    os.rename(path, path.with_name("other"))
+    os.rename(path.with_name("other"), path)
+
+
+CHANGES = {
+    "mode": lambda path: os.chmod(path, 0o640), "size": lambda path: os.truncate(path, 10),
+    "link": lambda path: os.link(path, path.with_name("link")),
+    "unlink": lambda path: os.unlink(path.with_name("link too")), "rename": there_and_back}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("transport", ["passthrough"], indirect=True)
+def test_open_after_a_change(fs, transport, name):
+    """A change of an open file that is passed through ends: who opens it after that does not wait."""
+    fd = os.open(fs.mnt / "f", os.O_WRONLY | os.O_CREAT)  # by no reader, who might keep its lock
+    os.link(fs.src / "f", fs.src / "link too")
+    try:
+        CHANGES[name](fs.mnt / "f")
+        assert subprocess.run(["cat", fs.mnt / "f"], stdout=subprocess.DEVNULL, timeout=20).returncode == 0
+    finally:
+        os.close(fd)

@@ -109,6 +109,19 @@ def test_what_is_no_connection(ends, fd, packet, count):
     assert fds() <= before
 
 
+def test_more_files_than_there_is_room_for(ends, fd, page):
+    """Those that did not fit are not there to be missed."""
+    made = Connection.of(RECORD, [os.dup(fd)])
+    made.page = page
+    before = fds()
+    socket.send_fds(ends[1], [made.record().packet()], [*made.fds(), fd])
+    with pytest.raises(ValueError):
+        Connection.receive(ends[0])
+    assert fds() <= before
+    made.page = None
+    made.close()
+
+
 def test_what_is_no_page(fd, page, tmp_path):
     """A name that none has, a file without a header, one of somebody else."""
     file = os.open(tmp_path / "0:1", os.O_RDWR | os.O_CREAT)

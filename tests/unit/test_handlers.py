@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import resource
+import signal
 import stat
 import struct
 import threading
@@ -462,6 +464,56 @@ def test_capabilities_of_files_are_roots_to_give(source):
         assert "security.capability" not in os.listxattr(source / "f")
         assert give(0, os.getpid()) == 0
         assert "security.capability" in os.listxattr(source / "f")
+
+
+@contextlib.contextmanager
+def namespace_root(uid: int, gid: int):
+    """A process that is root of a user namespace of that user's. Its pid."""
+    libc, (ready, told) = ctypes.CDLL(None, use_errno=True), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, or its maps are root's
+            assert libc.unshare(0x10000000) == 0, os.strerror(ctypes.get_errno())  # CLONE_NEWUSER
+            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+                with open(f"/proc/self/{name}", "w") as f:
+                    f.write(text)
+            os.write(told, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(told)
+    try:
+        assert os.read(ready, 1) == b"x"
+        yield child
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@root
+@apart
+def test_capabilities_of_files_by_a_namespaces_root(source):
+    """To files that are its own, and in the form that counts in its namespace only."""
+    for name, owner in (("own", 1234), ("other", 4321)):
+        (source / name).touch()
+        os.chown(source / name, owner, 1235)
+    everywhere = struct.pack("=IIIII", 0x02000000, 1 << 10, 0, 0, 0)
+    there = struct.pack("=IIIIII", 0x03000000, 1 << 10, 0, 0, 0, 1234)
+    with namespace_root(1234, 1235) as pid, served(source, identity=True) as m:
+
+        def give(name: bytes, value: bytes) -> int:
+            return m.first.ask("SETXATTR", m.first.lookup(name)[0], struct.pack("=IIII", len(value), 0, 0, 0),
+                               b"security.capability\0" + value, uid=1234, gid=1235, pid=pid)[0]
+
+        assert give(b"own", everywhere) == give(b"other", there) == -errno.EPERM
+        assert os.listxattr(source / "own") == os.listxattr(source / "other") == []
+        assert give(b"own", there) == 0
+        assert os.listxattr(source / "own") == ["security.capability"]
 
 
 @root
