@@ -261,7 +261,7 @@ def stuck(pid: int) -> bool:
 
 @pytest.mark.parametrize("transport", ["passthrough"], indirect=True)
 def test_open_beside_a_change(freezable, transport):
-    """Who would read by kernel passthrough what is being changed waits: it might keep the lock that the change wants."""
+    """Who would read by kernel passthrough what is being changed waits: it might keep the lock that is wanted."""
     fs = freezable
     (fs.src / "from").write_bytes(b"x" * 100_000)
     (fs.src / "to").touch()

@@ -6,12 +6,14 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 from _served import ATTR, OPCODES, Queue, apart, served
 
 from passthru import _testing
 
 FILES, FDS, SECONDS = 100, 2, 5
+LISTED, ASKED = 20, 1000  # at the least, however long it takes
 CHUNK = 1024  # nodeids of a thread lie together
 
 
@@ -32,10 +34,23 @@ def test_fds_are_not_used_while_they_are_closed(tmp_path):
         (tmp_path / "src" / f"f{n}").touch()
     said: set[int] = set()
     counts = {"listed": 0, "asked": 0}
+    failed: list[BaseException] = []
     with served(tmp_path / "src", fd_cache=FDS) as m:
         core, end = m.core, time.monotonic() + SECONDS
+        right = {ATTR, -errno.ESTALE}
         slots: list[int] = []
         begun, asking, using = threading.Event(), threading.Event(), threading.Lock()
+
+        def going_on() -> bool:
+            enough = time.monotonic() >= end and counts["listed"] > LISTED and counts["asked"] > ASKED and said == right
+            return said <= right and not enough and not failed
+
+        def failing(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except BaseException as e:
+                failed.append(e)
+                begun.set()
 
         def lister() -> None:
             q = Queue(core)
@@ -43,7 +58,7 @@ def test_fds_are_not_used_while_they_are_closed(tmp_path):
             slots.extend(range(node // CHUNK * CHUNK, (node // CHUNK + 1) * CHUNK))
             begun.set()
             everything = b"".join(struct.pack("=QQ", node, 2) for node in slots)
-            while time.monotonic() < end and said <= {ATTR, -errno.ESTALE}:
+            while going_on():
                 handle, _ = q.open(1, os.O_RDONLY, name="OPENDIR")
                 asking.set()
                 result, _ = q.ask("READDIRPLUS", 1, struct.pack("=QQI20x", handle, 0, 65536))
@@ -57,18 +72,19 @@ def test_fds_are_not_used_while_they_are_closed(tmp_path):
         def asker() -> None:
             begun.wait()
             asked = [ready(core, node) for node in slots[:FILES:2]]
-            while time.monotonic() < end and said <= {ATTR, -errno.ESTALE}:
+            while going_on():
                 asking.wait(0.1)
                 with using:
                     for q in asked:
                         said.add(q.serve()[0])
                 counts["asked"] += len(asked)
 
-        threads = [threading.Thread(target=lister), threading.Thread(target=asker)]
+        threads = [threading.Thread(target=failing, args=(work,)) for work in (lister, asker)]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
-        assert said == {ATTR, -errno.ESTALE}, f"{counts}"
-        assert counts["listed"] > 20 and counts["asked"] > 1000
+        if failed:
+            raise failed[0]
+        assert said == right, f"{counts}"
         assert core.live == (1, 0)
