@@ -128,6 +128,19 @@ def test_again_and_again(mount, place):
     assert len(os.listdir(place / "src")) == 10
 
 
+def test_anothers_mount_over_it(fs):
+    """The daemon's end takes away its own mount only, not what somebody else has put on it."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", fs.mnt], check=True)
+    (fs.mnt / "anothers").touch()
+    try:
+        fs.signal(signal.SIGTERM)
+        assert fs.wait() == 0
+        assert os.listdir(fs.mnt) == ["anothers"]
+    finally:
+        while mounted(fs.mnt):  # its own is below, where it could not be reached
+            subprocess.run(["umount", "-l", fs.mnt], check=True)
+
+
 def test_many_mounts(mount, place):
     mounts = [mount(mountpoint=place / f"m{n}") for n in range(4)]
     for n, fs in enumerate(mounts):
