@@ -168,6 +168,13 @@ cdef int apply(Request *r, OpenFile *file, int fd, fuse_setattr_in *arg) noexcep
     return 0
 
 
+cdef int setattr_counted(Request *r) noexcept nogil:
+    """op_setattr() on a pool's thread, and the end of the change that a queue's thread has counted."""
+    cdef int res = op_setattr(r)
+    change_end(&server_of(r).inodes, inode_at(&server_of(r).inodes, r.h.nodeid))
+    return res
+
+
 cdef int op_setattr(Request *r) noexcept nogil:
     cdef fuse_setattr_in *arg = <fuse_setattr_in *> r.op_in
     cdef fuse_setattr_in mapped
@@ -189,7 +196,13 @@ cdef int op_setattr(Request *r) noexcept nogil:
     if arg.valid & FATTR_SIZE and not may_wait(r):
         if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and stx.stx_size > arg.size + BIG_CUT:
             inode_unpin(i)
-            return later(r, op_setattr)
+            # Until that thread is done, not for as long as this one has it.
+            if not change_begin(&server_of(r).inodes, i, False):
+                return patiently(r, op_setattr)
+            res = later(r, setattr_counted)
+            if res != PENDING:
+                change_end(&server_of(r).inodes, i)
+            return res
     res = apply(r, file, fd, arg)
     if res == -EWOULDBLOCK:
         inode_unpin(i)

@@ -290,6 +290,8 @@ cdef int op_read(Request *r) noexcept nogil:
         return patiently(r, blocking_read)
     if r.zero_copy:
         return ring_rw(r, False)
+    if file.passthrough:  # O_APPEND: others read and write by the kernel, and may have the lock, see change_begin()
+        return patiently(r, blocking_read)
     if file.flags & OF_SYNC_READ:
         r.ctx.stats.io_inline += 1
         return blocking_read(r)
@@ -335,6 +337,8 @@ cdef int op_write(Request *r) noexcept nogil:
         r.fd = cache_fd(r.ctx, file)
         if r.fd < 0:
             return r.fd
+    if file.passthrough:
+        return patiently(r, pooled_write)  # see op_read()
     if r.as_data and file.flags & OF_KILLS:
         return later(r, pooled_write)
     if lock_is_kept(r) and not r.zero_copy:

@@ -27,6 +27,14 @@ cdef enum:  # S_IFMT >> 12
     FORMAT_LINK = 10
 
 
+cdef inline int no_answer(int res) noexcept nogil:
+    """The result of a look-up that found out nothing of the name: ENOMEM, or ESTALE, which has the kernel look again.
+
+    After any other error it takes the name for gone, and what is mounted on it away.
+    """
+    return -ENOMEM if res in (-EMFILE, -ENFILE, -EINTR, -EAGAIN, -EBUSY) else res
+
+
 cdef int op_lookup(Request *r) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
@@ -45,7 +53,7 @@ cdef int op_lookup(Request *r) noexcept nogil:
         return fd
     if parent.changing and not may_wait(r):  # the source may look for the name under the directory's lock
         inode_unpin(parent)
-        return patiently(r, op_lookup)
+        return no_answer(patiently(r, op_lookup))
     node = child_lookup(r, parent, fd, name, False, &stx)
     if node == -EXDEV and may_wait(r):
         node = cross(r, parent, fd, name, &stx)
@@ -56,14 +64,12 @@ cdef int op_lookup(Request *r) noexcept nogil:
             held = i.passthrough and i.opens
             inode_forget(&server_of(r).inodes, node, 1)
             r.ctx.stats.forgets += 1
-            return later_settling(r, op_lookup, held, name)
+            return no_answer(later_settling(r, op_lookup, held, name))
         return entry_reply(r, r.out, <uint32_t> node, &stx)
     if node == -EXDEV:
-        return later_crossing(r, op_lookup, name)
+        return no_answer(later_crossing(r, op_lookup, name))
     if node in (-EMFILE, -ENFILE, -ESTALE, -EINTR, -EAGAIN):
-        # After any other error the kernel takes the name for gone, and what is mounted on it away. ESTALE has it
-        # look again.
-        return -ESTALE if node == -ESTALE else -ENOMEM
+        return no_answer(<int> node)
     if node == -ENOENT and (c.negative_valid or c.negative_valid_nsec or (c.kept_negative and changes_told(r))):
         out = <fuse_entry_out *> r.out
         memset(out, 0, sizeof(fuse_entry_out))
@@ -249,6 +255,32 @@ cdef uint64_t file_at_name(Request *r, Inode *parent, int fd, const char *name, 
     return stx.stx_ino
 
 
+cdef int later_counted(Request *r, Handler blocking) noexcept nogil:
+    """later() with what r.counted has: not to be ended by this thread, unless nothing comes of it."""
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef uint32_t first = r.counted[0]
+    cdef uint32_t second = r.counted[1]
+    cdef int res = later(r, blocking)
+    if res != PENDING:
+        changes_end(t, first)
+        changes_end(t, second)
+    return res
+
+
+cdef int unlink_counted(Request *r) noexcept nogil:
+    return counted_done(r, remove(r, 0))
+
+
+cdef int rename_counted(Request *r) noexcept nogil:
+    return counted_done(r, op_rename2(r) if r.h.opcode == FUSE_RENAME2 else op_rename(r))
+
+
+cdef int counted_done(Request *r, int res) noexcept nogil:
+    changes_end(&server_of(r).inodes, r.counted[0])
+    changes_end(&server_of(r).inodes, r.counted[1])
+    return res
+
+
 cdef int remove(Request *r, int flags) noexcept nogil:
     cdef uint32_t at = 0
     cdef const char *name = entry_arg(r, &at)
@@ -266,12 +298,12 @@ cdef int remove(Request *r, int flags) noexcept nogil:
         change_begin(t, parent, False)  # it waits with the directory's lock
     elif not flags:
         file = file_at_name(r, parent, fd, name, &long_)
-    if long_:
-        inode_unpin(parent)
-        return later(r, op_unlink)
-    if file and not changes_begin(t, parent.fs, file, False):
+    if file and not changes_begin(t, parent.fs, file, False, &r.counted[0]):
         inode_unpin(parent)
         return patiently(r, op_unlink)
+    if long_:
+        inode_unpin(parent)
+        return later_counted(r, unlink_counted)
     stuck = stick_to_caller(r, fd, fd, False)
     res = stuck
     if stuck >= 0:
@@ -284,8 +316,8 @@ cdef int remove(Request *r, int flags) noexcept nogil:
         rights_drop(r, stuck)
     if may_wait(r):
         change_end(t, parent)
-    elif file:
-        changes_end(t, parent.fs, file)
+    else:
+        changes_end(t, r.counted[0])
     inode_unpin(parent)
     return res
 
@@ -330,21 +362,21 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
         over = file_at_name(r, to, fd2, newname, &long_)
         if server_of(r).config.passthrough:
             file = file_at_name(r, parent, fd, name, &_)
-    if long_ and not flags:
-        inode_unpin(parent)
-        inode_unpin(to)
-        return later(r, again)
     res = 0
-    if file and not changes_begin(t, parent.fs, file, False):
+    if file and not changes_begin(t, parent.fs, file, False, &r.counted[0]):
         res = -EBUSY
-    elif over and not changes_begin(t, to.fs, over, False):
+    elif over and not changes_begin(t, to.fs, over, False, &r.counted[1]):
         res = -EBUSY
-        if file:
-            changes_end(t, parent.fs, file)
+        changes_end(t, r.counted[0])
+        r.counted[0] = 0
     if res < 0:
         inode_unpin(parent)
         inode_unpin(to)
         return patiently(r, again)
+    if long_ and not flags:
+        inode_unpin(parent)
+        inode_unpin(to)
+        return later_counted(r, rename_counted)
     stuck = 0
     if to != parent:
         stuck = movable(r, fd, name)
@@ -366,10 +398,9 @@ cdef int rename(Request *r, uint64_t newdir, unsigned flags) noexcept nogil:
     if may_wait(r):
         change_end(t, parent)
         change_end(t, to)
-    if file:
-        changes_end(t, parent.fs, file)
-    if over:
-        changes_end(t, to.fs, over)
+    else:
+        changes_end(t, r.counted[0])
+        changes_end(t, r.counted[1])
     inode_unpin(parent)
     inode_unpin(to)
     return res

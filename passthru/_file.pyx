@@ -25,6 +25,8 @@ from passthru._walk cimport opened_inode
 cdef enum:
     TICK_NS = 20000000
     FMODE_EXEC = 0x20  # __FMODE_EXEC in the flags of an open(2) that is execve(2)'s
+    CHANGING = -0x10000002  # open_now(): somebody's change is under way
+    PAUSE_MOST_US = 50000
 
 
 cdef inline uint32_t plain_flags(uint32_t flags) noexcept nogil:
@@ -161,6 +163,17 @@ cdef inline void change_ends(Server *s, Inode *i, unsigned own) noexcept nogil:
 
 
 cdef int op_open(Request *r) noexcept nogil:
+    cdef unsigned pause = 1000
+    cdef int res = open_now(r)
+    while res == CHANGING:  # a long copy takes seconds, and many may wait for it
+        usleep(pause)
+        pause = min(2 * pause, PAUSE_MOST_US)
+        res = open_now(r)
+    return res
+
+
+cdef int open_now(Request *r) noexcept nogil:
+    """op_open(), or on a thread that may wait CHANGING: not before somebody's change is done."""
     cdef Server *s = server_of(r)
     cdef fuse_open_in *arg = <fuse_open_in *> r.op_in
     cdef fuse_open_out *out = <fuse_open_out *> r.out
@@ -206,10 +219,7 @@ cdef int op_open(Request *r) noexcept nogil:
     if backing < 0:
         change_ends(s, i, own)
         inode_unpin(i)
-        if not pooled:
-            return patiently(r, op_open)
-        usleep(1000)  # somebody's change is under way
-        return op_open(r)
+        return CHANGING if pooled else patiently(r, op_open)
     if backing and i.appends and flags & O_ACCMODE == O_RDWR:
         # It became append-only while others, who have it open, have it passed through.
         change_ends(s, i, own)
@@ -368,6 +378,7 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
     cdef unsigned wanted = 6 if flags & O_ACCMODE == O_RDWR else 2 if flags & (O_ACCMODE | O_TRUNC) else 4
     cdef InodeTable *t = &server_of(r).inodes
     cdef unsigned fs = inode_at(t, r.h.nodeid).fs
+    cdef uint32_t counted
     cdef int opath, fd = -1
     if not server_of(r).config.identity:
         return -ESTALE
@@ -379,9 +390,9 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
         close(opath)
         return -ESTALE
     fd_path(path, opath)
-    if changes_begin(t, fs, stx.stx_ino, True):
+    if changes_begin(t, fs, stx.stx_ino, True, &counted):
         fd = open(path, flags | O_NONBLOCK)
-        changes_end(t, fs, stx.stx_ino)
+        changes_end(t, counted)
     close(opath)
     if fd < 0:
         return -ESTALE

@@ -178,8 +178,8 @@ cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil
 cdef bint change_begin(InodeTable *t, Inode *i, bint cut) noexcept nogil
 cdef void change_end(InodeTable *t, Inode *i) noexcept nogil
-cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut) noexcept nogil
-cdef void changes_end(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil
+cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut, uint32_t *counted) noexcept nogil
+cdef void changes_end(InodeTable *t, uint32_t counted) noexcept nogil
 cdef int inode_reserve(InodeTable *t, Inode *i, bint passthrough, bint alone, bint reading, unsigned own) noexcept nogil
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil
 cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t opens) noexcept nogil

@@ -965,44 +965,39 @@ cdef void change_end(InodeTable *t, Inode *i) noexcept nogil:
     spin_unlock(&sh.lock)
 
 
-cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut) noexcept nogil:
-    """change_begin() of what a name stands for, if that is known."""
+cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut, uint32_t *counted) noexcept nogil:
+    """change_begin() of what a name stands for, if that is known.
+
+    counted: of which nodeid, for changes_end(); 0: of none. It is a lookup as well: meanwhile the inode may be forgotten,
+    and its number be another one's.
+    """
     cdef uint64_t key = hash_key(fs, ino)
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
     cdef uint32_t node
     cdef Inode *i
     cdef bint nobodys = True
+    counted[0] = 0
     spin_lock(&sh.lock)
     node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
     while node:
         i = <Inode *> slab_at(&t.slab, node)
-        if i.ino == ino and i.fs == fs and kept(i, cut):
-            nobodys = False
-        node = i.next
-    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask] if nobodys else 0
-    while node:
-        i = <Inode *> slab_at(&t.slab, node)
         if i.ino == ino and i.fs == fs:
-            i.changing += 1
+            nobodys = not kept(i, cut)
+            break
         node = i.next
+    if node and nobodys:
+        i.changing += 1
+        i.nlookup += 1
+        counted[0] = node
     spin_unlock(&sh.lock)
     return nobodys
 
 
-cdef void changes_end(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil:
-    """By the number again: the inode may have been forgotten meanwhile."""
-    cdef uint64_t key = hash_key(fs, ino)
-    cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
-    cdef uint32_t node
-    cdef Inode *i
-    spin_lock(&sh.lock)
-    node = sh.buckets[<uint32_t> (key >> 6) & sh.mask]
-    while node:
-        i = <Inode *> slab_at(&t.slab, node)
-        if i.ino == ino and i.fs == fs and i.changing:
-            i.changing -= 1
-        node = i.next
-    spin_unlock(&sh.lock)
+cdef void changes_end(InodeTable *t, uint32_t counted) noexcept nogil:
+    """The end of what changes_begin() has counted, if anything. The caller has no pin of that inode."""
+    if counted:
+        change_end(t, inode_at(t, counted))
+        inode_drop(t, counted, 1, 0)
 
 
 cdef void direct_writer(InodeTable *t, Inode *i, int more) noexcept nogil:

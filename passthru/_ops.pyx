@@ -195,6 +195,7 @@ cdef int dispatch(Request *r) noexcept nogil:
     o = &OPS[s.config.root][opcode]
     r.ctx.stats.ops[opcode] += 1
     r.settled = r.patient = 0
+    r.counted[0] = r.counted[1] = 0
     if s.changes != NULL:
         r.began = changes_now(s.changes)
     if r.ctx.as_data and opcode != FUSE_WRITE and opcode != FUSE_READ:

@@ -205,6 +205,7 @@ cdef struct Request:
     uint16_t interrupted
     uint16_t settled           # what is told of suid and sgid is no state between two
     uint16_t patient           # it is with a thread that may wait for a caller, see later_settling()
+    uint32_t counted[2]        # what it changes, while a pool's thread does so: see changes_begin()
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
     uint32_t began             # changes_now(), when it was dispatched
     uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile

@@ -29,6 +29,7 @@ CPU = min(os.sched_getaffinity(0))
 MANY = 70  # more than a queue has entries, and than a pool has threads
 LONGEST = int(os.environ.get("PASSTHRU_STALL_MS", "50")) / 1000  # of what others do meanwhile: s
 SECONDS = 0.4  # of work that is measured
+LARGE = 70 << 20  # bytes: more than a thread of a queue frees, see BIG_CUT
 
 
 # ------------------------------------------------------------ processes
@@ -535,7 +536,8 @@ CHANGES: dict[str, Callable[[str], object]] = {
     "setxattr": lambda path: os.setxattr(path, "user.a", b"1"), "unlink": os.unlink, "link": _link,
     "rename": _exchange, "rename over": _over, "open to truncate": _truncate_open,
     "fallocate": lambda path: _fallocate_by(path), "seek": lambda path: _seek(path),
-    "copy to": lambda path: _copy_to(path), "stat of a program": lambda path: _stat_program(path)}
+    "copy to": lambda path: _copy_to(path), "stat of a program": lambda path: _stat_program(path),
+    "append": lambda path: _append(path)}
 
 
 def _fallocate_by(path: str) -> None:
@@ -551,6 +553,12 @@ def _seek(path: str) -> None:
 def _copy_to(path: str) -> None:
     with open(f"{os.path.dirname(path)}/data", "rb") as f, open(path, "r+b") as to:
         os.copy_file_range(f.fileno(), to.fileno(), 4096, 0, 0)
+
+
+def _append(path: str) -> None:
+    """Such writes come to the daemon, also where all others do not."""
+    with open(path, "ab", buffering=0) as f:
+        f.write(b"x")
 
 
 def _stat_program(path: str) -> None:
@@ -608,6 +616,55 @@ def test_memory_that_does_not_come(mount, place, transport, name, how):
             time.sleep(0.3)
             if not problems:
                 problems += goes_on(local, children, before, f"{MANY} wait to {name}")
+            problems += ends(fs, server)
+        finally:
+            if server.process.poll() is None:
+                server.end()
+            children.end()
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def _cut_large(top: str, n: int) -> None:
+    """What the source itself takes its time for has a lane of its own, with 64 threads."""
+    with open(f"{top}/large", "wb", buffering=0) as f:
+        os.posix_fallocate(f.fileno(), 0, LARGE)
+        os.ftruncate(f.fileno(), 0)
+
+
+@pytest.mark.parametrize("name", ["unlink", "rename over"])
+def test_large_files_that_cannot_be_removed(mount, place, name):
+    """Those whose lock a caller keeps do not wait where the removal of all large files is waited for."""
+    source, there = place / "src", place / "server"
+    (source / "local").mkdir(parents=True)
+    (source / "held").mkdir()
+    there.mkdir()
+    children = Children()
+    problems: list[str] = []
+    with Server(there) as server:
+        try:
+            fs = mount("--passthrough", source=source)
+            if "kernel passthrough" not in fs.stderr():
+                pytest.skip("no kernel passthrough here")
+            held = [f"{fs.mnt}/held/{n}" for n in range(MANY)]
+
+            def prepare(path: str) -> tuple[int, mmap.mmap]:
+                with open(path, "wb") as f:
+                    f.write(bytes(8192))
+                    os.posix_fallocate(f.fileno(), 0, LARGE)
+                memory = os.open(there / f"f{os.getpid()}", os.O_RDWR)
+                return os.open(path, os.O_RDONLY | os.O_DIRECT), mmap.mmap(memory, 8192, mmap.MAP_PRIVATE)
+
+            keepers = [children.ready(lambda path=path: prepare(path), _read_into_nothing) for path in held]
+            changers = [children.ready(lambda path=path: path, CHANGES[name]) for path in held]
+            server.tell("silent", "READ")
+            for c in keepers:
+                c.start()
+            server.asked("READ", len(held))
+            for c in changers:
+                c.start()
+            time.sleep(0.5)
+            problems += goes_on(fs.mnt / "local", children, 1, f"{MANY} wait to {name}", {"cut": _cut_large})
             problems += ends(fs, server)
         finally:
             if server.process.poll() is None:
