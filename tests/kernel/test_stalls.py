@@ -646,9 +646,10 @@ def test_large_files_that_cannot_be_removed(mount, place, name):
             fs = mount("--passthrough", source=source)
             if "kernel passthrough" not in fs.stderr():
                 pytest.skip("no kernel passthrough here")
-            held = [f"{fs.mnt}/held/{n}" for n in range(MANY)]
+            held = [f"{fs.mnt}/held/{n}/file" for n in range(MANY)]  # in one directory the kernel removes one at a time
 
             def prepare(path: str) -> tuple[int, mmap.mmap]:
+                os.mkdir(os.path.dirname(path))
                 with open(path, "wb") as f:
                     f.write(bytes(8192))
                     os.posix_fallocate(f.fileno(), 0, LARGE)
