@@ -252,11 +252,6 @@ cdef inline int data_request(Request *r, uint64_t fh, uint64_t off, uint32_t siz
     return 0
 
 
-cdef inline bint lock_is_kept(Request *r) noexcept nogil:
-    """May a caller have the file's lock in the source for long? See change_begin(); this is an open file beside its own."""
-    return r.file.passthrough and inode_at(&server_of(r).inodes, r.file.node).reading
-
-
 cdef inline bint alone(Request *r) noexcept nogil:
     """Is this the only request at hand, and the device fast of late? Then the ring is a detour."""
     return r.file.flags & (OF_DIRECT | OF_REMOTE) == OF_DIRECT and r.ctx.ring != NULL and not r.ctx.inflight \
@@ -286,8 +281,6 @@ cdef int op_read(Request *r) noexcept nogil:
     if res < 0:
         return res
     file = r.file
-    if lock_is_kept(r) and not r.zero_copy:
-        return patiently(r, blocking_read)
     if r.zero_copy:
         return ring_rw(r, False)
     if file.passthrough:  # O_APPEND: others read and write by the kernel, and may have the lock, see change_begin()
@@ -341,8 +334,6 @@ cdef int op_write(Request *r) noexcept nogil:
         return patiently(r, pooled_write)  # see op_read()
     if r.as_data and file.flags & OF_KILLS:
         return later(r, pooled_write)
-    if lock_is_kept(r) and not r.zero_copy:
-        return patiently(r, pooled_write)
     if r.zero_copy:
         return ring_rw(r, True)
     if not file.flags & OF_ASYNC_WRITE or alone(r):

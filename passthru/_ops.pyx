@@ -98,7 +98,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_RMDIR, "RMDIR", 0, IN_DIRECTORY, op_rmdir)
     op(FUSE_RENAME, "RENAME", sizeof(fuse_rename_in), IN_DIRECTORY, op_rename)
     op(FUSE_LINK, "LINK", sizeof(fuse_link_in), IN_DIRECTORY | GIVES_ENTRY | TAKES_LOCK, op_link)
-    op_by_root(FUSE_OPEN, "OPEN", sizeof(fuse_open_in), GIVES_HANDLE,
+    op_by_root(FUSE_OPEN, "OPEN", sizeof(fuse_open_in), GIVES_FILE,
                op_open, op_open, op_open_fixed, op_open_device)
     op(FUSE_READ, "READ", sizeof(fuse_read_in), OWN_WAIT | BY_OPEN_FILE, op_read)
     op_by_root(FUSE_WRITE, "WRITE", sizeof(fuse_write_in), OWN_WAIT | BY_OPEN_FILE,
@@ -112,7 +112,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_REMOVEXATTR, "REMOVEXATTR", 0, TAKES_LOCK, op_removexattr)
     op(FUSE_FLUSH, "FLUSH", sizeof(fuse_flush_in), OWN_WAIT | BY_OPEN_FILE, op_flush)
     op(FUSE_INIT, "INIT", 0, OWN_WAIT, op_unknown)
-    op(FUSE_OPENDIR, "OPENDIR", sizeof(fuse_open_in), IN_DIRECTORY | GIVES_HANDLE, op_opendir)
+    op(FUSE_OPENDIR, "OPENDIR", sizeof(fuse_open_in), IN_DIRECTORY | GIVES_FILE, op_opendir)
     op(FUSE_READDIR, "READDIR", sizeof(fuse_read_in), IN_DIRECTORY | BY_OPEN_FILE, op_readdir)
     op(FUSE_RELEASEDIR, "RELEASEDIR", sizeof(fuse_release_in), BY_OPEN_FILE, op_releasedir)
     op(FUSE_FSYNCDIR, "FSYNCDIR", sizeof(fuse_fsync_in), IN_DIRECTORY | OWN_WAIT | BY_OPEN_FILE, op_fsyncdir)
@@ -120,7 +120,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_SETLK, "SETLK", sizeof(fuse_lk_in), OWN_WAIT | BY_OPEN_FILE, op_setlk)
     op(FUSE_SETLKW, "SETLKW", sizeof(fuse_lk_in), OWN_WAIT | BY_OPEN_FILE, op_setlk)
     op(FUSE_ACCESS, "ACCESS", sizeof(fuse_access_in), 0, op_access)
-    op(FUSE_CREATE, "CREATE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_HANDLE, op_create)
+    op(FUSE_CREATE, "CREATE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_FILE, op_create)
     op(FUSE_INTERRUPT, "INTERRUPT", sizeof(fuse_interrupt_in), OWN_WAIT | BY_OPEN_FILE, op_interrupt)
     op(FUSE_BMAP, "BMAP", 0, OWN_WAIT, op_unknown)
     op(FUSE_DESTROY, "DESTROY", 0, OWN_WAIT | BY_OPEN_FILE, op_destroy)
@@ -141,7 +141,7 @@ cdef void ops_init(bint null_io) noexcept nogil:
     op(FUSE_REMOVEMAPPING, "REMOVEMAPPING", 0, OWN_WAIT, op_unknown)
     op_by_root(FUSE_SYNCFS, "SYNCFS", sizeof(fuse_syncfs_in), OWN_WAIT | BY_OPEN_FILE,
                op_syncfs, op_sync_root, op_sync_root, op_sync_root)
-    op(FUSE_TMPFILE, "TMPFILE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_HANDLE, op_tmpfile)
+    op(FUSE_TMPFILE, "TMPFILE", sizeof(fuse_create_in), IN_DIRECTORY | GIVES_ENTRY | GIVES_FILE, op_tmpfile)
     op_by_root(FUSE_STATX, "STATX", sizeof(fuse_statx_in), 0, op_statx, op_statx, op_statx, op_statx_device)
     op_by_root(FUSE_COPY_FILE_RANGE_64, "COPY_FILE_RANGE_64", sizeof(fuse_copy_file_range_in), OWN_WAIT | BY_OPEN_FILE,
                op_copy_file_range, op_copy_file_range, op_unknown, op_unknown)
@@ -165,7 +165,7 @@ def operations():
                 "opcode": n, "op_in_size": o.op_in_size, "served": o.handler != op_unknown,
                 "own_wait": bool(o.flags & OWN_WAIT), "by_open_file": bool(o.flags & BY_OPEN_FILE),
                 "in_directory": bool(o.flags & IN_DIRECTORY), "gives_entry": bool(o.flags & GIVES_ENTRY),
-                "gives_handle": bool(o.flags & GIVES_HANDLE), "gives_list": bool(o.flags & GIVES_LIST)}
+                "gives_file": bool(o.flags & GIVES_FILE), "gives_list": bool(o.flags & GIVES_LIST)}
     return found
 
 
@@ -238,7 +238,7 @@ cdef void undelivered(Request *r, int result) noexcept nogil:
         r.ctx.stats.forgets += 1
     if flags & GIVES_LIST:
         forget_listed(r, <uint32_t> result)
-    if flags & GIVES_HANDLE:
+    if flags & GIVES_FILE:
         file_close(s, <uint32_t> opened.fh)
         r.ctx.stats.releases += 1
 
