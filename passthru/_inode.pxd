@@ -69,7 +69,7 @@ cdef struct Inode:
     uint64_t ino
     uint64_t btime         # ns; with ino it tells a reused inode number; 0: the source has none
     uint64_t nlookup       # under the hash shard's lock
-    uint64_t cached        # what the page cache was filled from, see open_cache_flag()
+    uint64_t cached        # what the page cache was filled from, see open_reply()
     uint32_t pins          # operations using fd
     uint32_t opens         # open files and directories; under the hash shard's lock
     int32_t fd             # O_PATH, -1: closed, reopened by handle

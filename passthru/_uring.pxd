@@ -9,7 +9,7 @@ from passthru._abi cimport (
 
 cdef struct Uring:
     int fd
-    # Submission queue. `tail` is ours, published to the kernel by uring_flush().
+    # Submission queue. `tail` is ours, published to the kernel by uring_enter().
     uint32_t *sq_khead
     uint32_t *sq_ktail
     uint32_t *sq_kflags

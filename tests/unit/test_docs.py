@@ -346,6 +346,22 @@ def test_environment_variables():
     assert read == said
 
 
+# Functions of the kernel that comments name.
+OF_THE_KERNEL = {"iget_locked", "vfs_fileattr_set"}
+
+
+def test_comments_name_functions_that_are_there():
+    """In compiled modules: what was renamed or taken away goes from the comments too."""
+    texts = {p.name: p.read_text() for p in (ROOT / "passthru").rglob("*") if p.suffix in (".py", ".pyx", ".pxd", ".h")}
+    comment = r'"""(?s:.*?)"""|#.*'
+    known = {name for text in texts.values() for name in re.findall(r"\b(\w+)\(", re.sub(comment, "", text))}
+    assert "open_reply" in known and "no_such_function" not in known
+    for file, text in texts.items():
+        if file.endswith((".pyx", ".pxd")):
+            said = set(re.findall(r"\b([a-z_]\w+)\(\)", " ".join(re.findall(comment, text))))
+            assert sorted(said - known - OF_THE_KERNEL) == [], file
+
+
 def test_states_of_mounts():
     text = next(row[1] for row in table("docs/monitoring.md", "## What the figures mean") if row[0] == "state")
     states = {monitor.MOUNTED, monitor.DETACHED, monitor.ELSEWHERE, monitor.DEAD}
