@@ -102,6 +102,7 @@ def sticky(where: Path) -> None:
     s = owned(where / "s", BEN, 0o1777, directory=True)
     owned(s / "f", CEM, 0o644)
     owned(s / "g", CEM, 0o644)
+    owned(s / "program", CEM, 0o4755)
 
 
 ACTS = {
@@ -109,6 +110,7 @@ ACTS = {
     "rename": lambda where: os.rename(where / "s" / "f", where / "s" / "h"),
     "rename over": lambda where: os.rename(where / "s" / "f", where / "s" / "g"),
     "link": lambda where: os.link(where / "s" / "f", where / "l"),
+    "link of a program": lambda where: os.link(where / "s" / "program", where / "l"),
 }
 
 

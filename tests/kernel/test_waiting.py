@@ -229,22 +229,29 @@ def copies_asked(fs) -> int:
 
 
 def test_set_user_id_files_are_seen_beside_copies(freezable):
-    """Copies, of whomever and however many, are not what a look at a program with rights of its own waits for."""
+    """Copies, of whomever and however many, are not what a look at a program with rights of its own waits for, nor
+    what else the source is asked."""
     fs = freezable
     (fs.src / "su").touch()
     (fs.src / "su").chmod(0o4755)
     (fs.src / "from").write_bytes(b"x" * 100_000)
+    (fs.src / "cold").write_bytes(b"c" * 100_000)
+    cold = os.open(fs.src / "cold", os.O_RDONLY)
+    os.fsync(cold)
+    os.posix_fadvise(cold, 0, 0, os.POSIX_FADV_DONTNEED)  # by /dev/fuse a thread of the pool reads it then
+    os.close(cold)
     copies = 100
     source = os.open(fs.mnt / "from", os.O_RDONLY)
     targets = [os.open(fs.mnt / f"to{n}", os.O_RDWR | os.O_CREAT) for n in range(copies)]
     root = os.open(fs.src, os.O_RDONLY)
     fcntl.ioctl(root, FIFREEZE, 0)
     try:
-        with ThreadPoolExecutor(copies + 1) as pool:
+        with ThreadPoolExecutor(copies + 2) as pool:
             done = [pool.submit(os.copy_file_range, source, fd, 100_000, 0, 0) for fd in targets]
             try:
                 until(lambda: copies_asked(fs) >= copies, "all have come")
                 assert pool.submit(os.stat, fs.mnt / "su").result(10).st_mode & stat.S_ISUID
+                assert pool.submit((fs.mnt / "cold").read_bytes).result(10) == b"c" * 100_000
             finally:
                 fcntl.ioctl(root, FITHAW, 0)
             assert [d.result() for d in done] == [100_000] * copies
