@@ -4,9 +4,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
 from passthru._libc cimport STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_MNT_ID_UNIQUE, statx
 from passthru._mounts cimport (
-    FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_MEMORY,
-    FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID, FS_PSEUDO, FS_REMOTE,
-    FS_SERVER, FS_STACKED,
+    FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_LOCKS_BOTH, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID,
+    FS_PSEUDO, FS_REMOTE, FS_SERVER, FS_STACKED,
 )
 from passthru._slab cimport Slab, slab_at
 

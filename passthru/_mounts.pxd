@@ -17,6 +17,7 @@ cdef enum:
     FS_NOSUID = 256
     FS_NODEV = 512
     FS_NOEXEC = 1024
+    FS_LOCKS_BOTH = 4096   # copying takes the lock of what is copied from too
     FS_MOUNT_FLAGS = FS_NOSUID | FS_NODEV | FS_NOEXEC
     FS_COHERENT = 2048     # we hear of each change beside the mount, see _watch
 

@@ -21,9 +21,9 @@ cdef struct Kind:
     uint32_t magic         # statfs(2) f_type
     uint32_t flags
 
-# Filesystems without a block device that hold data. Whatever else has none is the kernel's own state.
+# Filesystems without a block device that hold data, and others with flags. Whatever else has none is the kernel's own state.
 cdef enum:
-    KINDS = 31
+    KINDS = 32
 cdef Kind KINDS_OF_DATA[KINDS]
 KINDS_OF_DATA[0] = Kind(b"tmpfs", 0x01021994, FS_MEMORY)
 KINDS_OF_DATA[1] = Kind(b"ramfs", 0x858458f6, FS_MEMORY)
@@ -56,6 +56,7 @@ KINDS_OF_DATA[27] = Kind(b"bcachefs", 0xca451a4e, 0)
 KINDS_OF_DATA[28] = Kind(b"ubifs", 0x24051905, 0)
 KINDS_OF_DATA[29] = Kind(b"jffs2", 0x72b6, 0)
 KINDS_OF_DATA[30] = Kind(b"hostfs", 0x00c0ffee, 0)  # of user-mode kernels
+KINDS_OF_DATA[31] = Kind(b"xfs", 0x58465342, FS_LOCKS_BOTH)
 
 
 REMOTE = {KINDS_OF_DATA[n].name.decode() for n in range(KINDS) if KINDS_OF_DATA[n].flags & FS_REMOTE}

@@ -144,7 +144,15 @@ cdef int blocking_lseek(Request *r) noexcept nogil:
 # ---------------------------------------------------------------- copies
 
 cdef int op_copy_file_range(Request *r) noexcept nogil:
-    cdef int res = later_copying(r, blocking_copy, (<fuse_copy_file_range_in *> r.op_in).nodeid_out)
+    cdef fuse_copy_file_range_in *arg = <fuse_copy_file_range_in *> r.op_in
+    cdef OpenFile *source = file_at(server_of(r), arg.fh_in, OF_FILE)
+    cdef InodeTable *t = &server_of(r).inodes
+    cdef int res
+    if source != NULL and source.passthrough and t.fs[inode_at(t, source.node).fs].flags & FS_LOCKS_BOTH:
+        r.patient = 1  # its readers may have the lock, see change_begin()
+        res = patiently(r, blocking_copy)
+    else:
+        res = later_copying(r, blocking_copy, arg.nodeid_out)
     return res if res != -EBUSY else -EOPNOTSUPP  # the kernel copies by READ and WRITE then
 
 
@@ -167,14 +175,15 @@ cdef int blocking_copy(Request *r) noexcept nogil:
     if fd2 < 0:
         return fd2
     r.as_data = 1 if r.ctx.data_how and not keeps_bits(r) else 0
-    if not change_begin(t, inode_at(t, target.node), False):
+    if not r.patient and not change_begin(t, inode_at(t, target.node), False):
         return -EOPNOTSUPP  # the lane is not for waiting; the kernel copies by READ and WRITE then
     res = data_take(r.ctx) if r.as_data else 0
     n = 0
     if res == 0:
         n = copy_file_range(fd, &at, fd2, &to, length, arg.flags)
         res = -errno if n < 0 else 0
-    change_end(t, inode_at(t, target.node))
+    if not r.patient:
+        change_end(t, inode_at(t, target.node))
     data_drop(r.ctx)
     if res < 0:
         return res

@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -621,6 +622,61 @@ def test_memory_that_does_not_come(mount, place, transport, name, how):
             if server.process.poll() is None:
                 server.end()
             children.end()
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.mark.skipif(not shutil.which("mkfs.xfs") or "xfs" not in Path("/proc/filesystems").read_text(),
+                    reason="no XFS here")
+def test_copies_of_what_is_kept(mount, place):
+    """On XFS a copy takes the lock of what is copied from as well: that one waits apart from other copies."""
+    source, there = place / "src", place / "server"
+    source.mkdir()
+    there.mkdir()
+    with open(place / "image", "wb") as f:
+        f.truncate(400 << 20)
+    subprocess.run(["mkfs.xfs", "-q", place / "image"], check=True)
+    subprocess.run(["mount", "-o", "loop", place / "image", source], check=True)
+    (source / "local").mkdir()
+    (source / "local/data").write_bytes(bytes(100_000))
+    many = 20  # more than there are threads for copies
+    children = Children()
+    problems: list[str] = []
+    with Server(there) as server:
+        try:
+            fs = mount("--passthrough", source=source)
+            if "kernel passthrough" not in fs.stderr():
+                pytest.skip("no kernel passthrough here")
+
+            def prepare(n: int) -> tuple[int, mmap.mmap]:
+                (fs.mnt / f"held {n}").write_bytes(bytes(100_000))
+                memory = os.open(there / f"f{os.getpid()}", os.O_RDWR)
+                return os.open(fs.mnt / f"held {n}", os.O_RDONLY | os.O_DIRECT), mmap.mmap(memory, 8192, mmap.MAP_PRIVATE)
+
+            def two(n: int) -> tuple[int, int]:
+                return os.open(fs.mnt / f"held {n}", os.O_RDONLY), os.open(fs.mnt / f"copy {n}", os.O_WRONLY | os.O_CREAT)
+
+            keepers = [children.ready(lambda n=n: prepare(n), _read_into_nothing) for n in range(many)]
+            copiers = [children.ready(lambda n=n: two(n), lambda fds: os.copy_file_range(*fds, 8192, 0, 0))
+                       for n in range(many)]
+            server.tell("silent", "READ")
+            for c in keepers:
+                c.start()
+            server.asked("READ", many)
+            for c in copiers:
+                c.start()
+            time.sleep(0.5)
+            assert not copiers[0].heard(0), "it did not wait"
+            problems += goes_on(fs.mnt / "local", children, 1, f"{many} wait to copy", {"copy": _copy})
+            # Nor do those wait who open what is copied to.
+            problems += goes_on(fs.mnt, children, 1, "and open", {
+                "open": lambda top, n: os.close(os.open(f"{top}/copy {n % many}", os.O_RDONLY))})
+            problems += ends(fs, server)
+        finally:
+            if server.process.poll() is None:
+                server.end()
+            children.end()
+    subprocess.run(["umount", source], check=True)
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 

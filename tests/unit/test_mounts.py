@@ -6,7 +6,7 @@ import pytest
 from passthru import _server, _testing
 
 LINE = "36 35 {device} / /mnt {options} shared:1 - {kind} {source} {more}"
-FOREIGN, REMOTE, MEMORY, STACKED = 64, 4, 2, 16
+FOREIGN, REMOTE, MEMORY, STACKED, LOCKS_BOTH = 64, 4, 2, 16, 2048
 
 
 def facts(tmp_path, kind: str, device: str = "0:40", options: str = "rw", more: str = "rw", source="source") -> int:
@@ -28,7 +28,8 @@ def test_kernel_state(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind, device, flags", [
-    ("ext4", "8:2", 0), ("a-new-one", "8:2", 0), ("btrfs", "0:40", 0), ("zfs", "0:40", 0), ("tmpfs", "0:40", MEMORY),
+    ("ext4", "8:2", 0), ("a-new-one", "8:2", 0), ("btrfs", "0:40", 0), ("zfs", "0:40", 0), ("xfs", "8:2", LOCKS_BOTH),
+    ("tmpfs", "0:40", MEMORY),
     ("overlay", "0:40", STACKED), ("nfs", "0:40", REMOTE), ("nfs4", "0:40", REMOTE | _server.SERVER),
     ("cifs", "0:40", REMOTE | _server.SERVER), ("smb3", "0:40", REMOTE | _server.SERVER),
     ("afs", "0:40", REMOTE | _server.SERVER), ("ceph", "0:40", REMOTE), ("9p", "0:40", REMOTE)])
