@@ -650,11 +650,12 @@ def test_copies_of_what_is_kept(mount, place):
 
             def prepare(n: int) -> tuple[int, mmap.mmap]:
                 (fs.mnt / f"held {n}").write_bytes(bytes(100_000))
-                memory = os.open(there / f"f{os.getpid()}", os.O_RDWR)
-                return os.open(fs.mnt / f"held {n}", os.O_RDONLY | os.O_DIRECT), mmap.mmap(memory, 8192, mmap.MAP_PRIVATE)
+                memory = mmap.mmap(os.open(there / f"f{os.getpid()}", os.O_RDWR), 8192, mmap.MAP_PRIVATE)
+                return os.open(fs.mnt / f"held {n}", os.O_RDONLY | os.O_DIRECT), memory
 
             def two(n: int) -> tuple[int, int]:
-                return os.open(fs.mnt / f"held {n}", os.O_RDONLY), os.open(fs.mnt / f"copy {n}", os.O_WRONLY | os.O_CREAT)
+                a = os.open(fs.mnt / f"held {n}", os.O_RDONLY)
+                return a, os.open(fs.mnt / f"copy {n}", os.O_WRONLY | os.O_CREAT)
 
             keepers = [children.ready(lambda n=n: prepare(n), _read_into_nothing) for n in range(many)]
             copiers = [children.ready(lambda n=n: two(n), lambda fds: os.copy_file_range(*fds, 8192, 0, 0))
