@@ -163,12 +163,14 @@ def runs(path) -> bool:
     return result(lambda: subprocess.run([path], check=True)) == "done"
 
 
-def test_append_is_taken_away_and_set(mount, top):
-    """fcntl(F_SETFL) of O_APPEND counts from the next write on."""
+@pytest.mark.parametrize("beside", [False, True])
+def test_append_is_taken_away_and_set(mount, top, beside):
+    """fcntl(F_SETFL) of O_APPEND counts from the next write on. beside: somebody else has the file open."""
     fs = mount()
     for where in (fs.src, fs.mnt):
         path = where / f"f {where.name}"
         path.write_bytes(b"0123456789")
+        other = os.open(path, os.O_RDWR) if beside else os.open("/", os.O_RDONLY)
         fd = os.open(path, os.O_RDWR | os.O_APPEND)
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
@@ -176,6 +178,7 @@ def test_append_is_taken_away_and_set(mount, top):
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
         os.write(fd, b"CD")
         os.close(fd)
+        os.close(other)
         assert (fs.src / path.name).read_bytes() == b"AB23456789CD"
 
 
