@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
 from passthru._libc cimport STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_MNT_ID_UNIQUE, statx
 from passthru._mounts cimport (
-    FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_LOCKS_BOTH, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC, FS_NOSUID,
-    FS_PSEUDO, FS_REMOTE, FS_SERVER, FS_STACKED,
+    FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_LOCKS_BOTH, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC,
+    FS_NOSUID, FS_PSEUDO, FS_REMOTE, FS_SERVER, FS_STACKED,
 )
 from passthru._slab cimport Slab, slab_at
 
@@ -129,7 +129,8 @@ cdef struct InodeTable:
     FdCache backings       # inodes with a backing id
     void (*forget)(void *server, Inode *i) noexcept nogil  # before an inode is freed
     void *server           # the Server that it is of, of which a table knows nothing
-    # Has each change on a filesystem told, of which it has an open directory; its fsid, 0: that cannot be. NULL: not wanted.
+    # Has each change on a filesystem told, of which it has an open directory; its fsid, 0: that cannot be.
+    # NULL: not wanted.
     uint64_t (*watch)(void *watcher, int fd, statx *stx, uint32_t flags) noexcept nogil
     void *watcher
     uint32_t fs_changes    # counts rows that came or went

@@ -6,7 +6,7 @@ import pytest
 from passthru import _server, _testing
 
 LINE = "36 35 {device} / /mnt {options} shared:1 - {kind} {source} {more}"
-FOREIGN, REMOTE, MEMORY, STACKED, LOCKS_BOTH = 64, 4, 2, 16, 2048
+FOREIGN, REMOTE, MEMORY, STACKED, LOCKS_BOTH = 64, 4, 2, 16, 4096
 
 
 def facts(tmp_path, kind: str, device: str = "0:40", options: str = "rw", more: str = "rw", source="source") -> int:
