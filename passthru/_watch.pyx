@@ -210,7 +210,8 @@ cdef Job *job(uint32_t node, uint64_t ino, const char *name, uint32_t length) no
         j.node = node
         j.ino = ino
         j.length = length
-        memcpy(j.name, name, length)
+        if length:
+            memcpy(j.name, name, length)
         j.name[length] = 0
     return j
 
@@ -417,9 +418,9 @@ cdef void changed(Watch_ *w, Row *row, uint64_t dir, const char *name, uint32_t 
         w.ctx.stats.watch_unknown += 1
 
 
-cdef void event(Watch_ *w, Metadata *m) noexcept nogil:
-    cdef char *at = <char *> m + m.metadata_len
-    cdef char *end = <char *> m + m.event_len
+cdef void event(Watch_ *w, Metadata *m, char *start) noexcept nogil:
+    cdef char *at = start + m.metadata_len
+    cdef char *end = start + m.event_len
     cdef char *names[2]
     cdef uint32_t lengths[2]
     cdef Info *dirs[2]
@@ -480,7 +481,7 @@ cdef void serve(Watch_ *w) noexcept nogil:
     cdef uint64_t now, due
     cdef ssize_t n
     cdef char *at
-    cdef Metadata *m
+    cdef Metadata m
     cdef int timeout
     cdef unsigned k
     fds[0].fd = w.fd
@@ -493,10 +494,10 @@ cdef void serve(Watch_ *w) noexcept nogil:
                 read_rows(w)
             at = w.buffer
             while n >= <ssize_t> sizeof(Metadata):
-                m = <Metadata *> at
+                memcpy(&m, at, sizeof(m))  # events begin at multiples of 4, and this has a mask of 8 bytes
                 if m.event_len < sizeof(Metadata) or m.event_len > n:
                     break
-                event(w, m)
+                event(w, &m, at)
                 at += m.event_len
                 n -= m.event_len
         else:

@@ -578,7 +578,7 @@ def _write_from_nothing(given: tuple[int, mmap.mmap]) -> None:
 
 @pytest.mark.parametrize("how", ["read", "write"])
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("transport", ["ring", "passthrough"], indirect=True)
+@pytest.mark.parametrize("transport", ["passthrough"], indirect=True)  # else requests bring the data
 def test_memory_that_does_not_come(mount, place, transport, name, how):
     """A caller reads or writes with memory that is a file of a server that does not answer; others change that file."""
     source, there = place / "src", place / "server"
