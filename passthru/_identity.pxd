@@ -92,10 +92,13 @@ cdef inline bint identity_override(Request *r, int error) noexcept nogil:
     return error == EACCES and r.ctx.server.config.identity and r.h.uid != 0 and sys_cap_override() == 0
 
 
-cdef inline int unowner_take(Request *r) noexcept nogil:
-    """For a caller with uid 0 that has no CAP_FOWNER: go without it until identity_restore(): 1; 0: it has; -errno."""
+cdef inline int unowner_take(Request *r, bint owns) noexcept nogil:
+    """For a caller with uid 0 that has no CAP_FOWNER: go without it until identity_restore(): 1; 0: it has; -errno.
+
+    owns: it is about what uid 0 owns, for which nobody needs to find that out.
+    """
     cdef int failed
-    if sys_is_capable(r.h.pid, CAP_FOWNER):
+    if not owns and sys_is_capable(r.h.pid, CAP_FOWNER):
         return 0
     failed = sys_cap_change(1 << CAP_FOWNER, 0)
     r.ctx.unowner = failed == 0

@@ -38,10 +38,10 @@ cdef int owner_take(Request *r, int fd, bint chown, uint32_t gid) noexcept nogil
     cdef int res
     if not s.config.identity or r.h.uid == NO_ID:
         return 0
-    if r.h.uid == 0:
-        return unowner_take(r)
     if c_statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
         return -errno
+    if r.h.uid == 0:
+        return unowner_take(r, stx.stx_uid == 0 and not s.config.mapped)
     if sys_is_capable(r.h.pid, CAP_FOWNER) or (chown and sys_is_capable(r.h.pid, CAP_CHOWN)):
         return 0
     if s.config.mapped:  # several of the source's users may be one in the mount
@@ -91,7 +91,7 @@ cdef int stick_to_caller(Request *r, int fd, int fd2, bint making) noexcept nogi
     if not making and not sticky(fd) and (fd2 == fd or not sticky(fd2)):
         return 0
     if r.h.uid == 0:
-        return unowner_take(r)
+        return unowner_take(r, False)
     res = identity_take(r)
     if res < 0:
         return res
