@@ -371,7 +371,8 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
     """An fd of the caller's own file, opened as the caller; -ENOENT: it has gone, -ESTALE: it is not the caller's.
 
     Spares programs that race with each other the second ESTALE, which open(2) returns. The owner's bits alone decide
-    on an owner, so that it does not matter that the caller's groups are not known.
+    on an owner, so that it does not matter that the caller's groups are not known. Of a directory open(2) with O_CREAT
+    says -EISDIR to everybody.
     """
     cdef statx stx
     cdef char path[FD_PATH]
@@ -379,16 +380,16 @@ cdef int open_own(Request *r, int dir_fd, const char *name, uint32_t flags) noex
     cdef InodeTable *t = &server_of(r).inodes
     cdef unsigned fs = inode_at(t, r.h.nodeid).fs
     cdef uint32_t counted
-    cdef int opath, fd = -1
-    if not server_of(r).config.identity:
-        return -ESTALE
-    opath = sys_openat_here(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    cdef int fd = -1
+    cdef int opath = sys_openat_here(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if opath < 0:
         return -ENOENT if opath == -ENOENT else -ESTALE
-    if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG or \
-            stx.stx_uid != r.h.uid or stx.stx_mode >> 6 & wanted != wanted:
+    if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
+        stx.stx_mode = 0
+    if not server_of(r).config.identity or stx.stx_mode & S_IFMT != S_IFREG or stx.stx_uid != r.h.uid or \
+            stx.stx_mode >> 6 & wanted != wanted:
         close(opath)
-        return -ESTALE
+        return -EISDIR if stx.stx_mode & S_IFMT == S_IFDIR else -ESTALE
     fd_path(path, opath)
     if changes_begin(t, fs, stx.stx_ino, True, &counted):
         fd = open(path, flags | O_NONBLOCK)

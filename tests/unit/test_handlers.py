@@ -749,6 +749,20 @@ def test_names_are_one_component(source, name):
 
 
 @apart
+@pytest.mark.parametrize("identity", [False, pytest.param(True, marks=root)])
+def test_create_that_meets_something(source, identity):
+    """The kernel looks again at what it did not check, but open(2) says ESTALE the second time: not for a directory."""
+    (source / "d").mkdir()
+    os.mkfifo(source / "p")
+    os.symlink("d", source / "l")
+    create = struct.pack("=IIII", os.O_RDWR | os.O_CREAT, 0o644, 0, 0)
+    with served(source, identity=identity) as m:
+        for name, says in ((b"d\0", errno.EISDIR), (b"p\0", errno.ESTALE), (b"l\0", errno.ESTALE)):
+            assert m.first.ask("CREATE", 1, create, name)[0] == -says
+        assert m.core.live == (1, 0)
+
+
+@apart
 def test_symlinks_are_told_and_not_followed(source):
     """Known or not, in a directory of which the names are known."""
     (source / "f").write_text("x")
