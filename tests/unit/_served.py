@@ -117,10 +117,11 @@ class Queue:
         return self.ask("READ", node, struct.pack("=QQIIQII", handle, at, size, 0, 0, flags, 0))
 
     def lock(
-        self, node: int, handle: int, kind: int, start: int, end: int, owner: int = 1, name: str = "SETLK", **more: Any
+        self, node: int, handle: int, kind: int, start: int, end: int, owner: int = 1, name: str = "SETLK",
+        flags: int = 0, **more: Any
     ) -> int:
-        """A record lock of [start, end]; kind: of fcntl(2)."""
-        return self.ask(name, node, struct.pack("=QQQQIIII", handle, owner, start, end, kind, 7, 0, 0), **more)[0]
+        """A record lock of [start, end]; kind: of fcntl(2). flags: 1 for a flock(2)."""
+        return self.ask(name, node, struct.pack("=QQQQIIII", handle, owner, start, end, kind, 7, flags, 0), **more)[0]
 
 
 class Mount:

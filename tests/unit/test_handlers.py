@@ -119,12 +119,12 @@ def test_many_forgotten_at_once(source):
         f, g = q.lookup(b"f")[0], q.lookup(b"g")[0]
         for _ in range(3):
             q.lookup(b"f")
-        q.ask("BATCH_FORGET", 0, struct.pack("=II", 2, 0), struct.pack("=QQQQ", g, 1, f, 3))
+        q.ask("BATCH_FORGET", 0, struct.pack("=II", 2, 0), struct.pack("=QQQQ", g, 1, f, 2))
         assert q.known(f) and not q.known(g)
         # The second of these is not there; in its place is what an earlier request has left.
         q.ask("BATCH_FORGET", 0, struct.pack("=II", 2, 0), struct.pack("=QQ", g, 1))
         assert q.known(f)
-        q.forget(f)
+        q.forget(f, 2)
         assert m.core.live == (1, 0)
 
 
@@ -628,6 +628,31 @@ def in_a_thread(m, act) -> tuple[threading.Thread, list]:
     thread = threading.Thread(target=run)
     thread.start()
     return thread, said
+
+
+@apart
+def test_flock_of_a_holder_that_leaves(source):
+    """The RELEASE may be under way after a FLUSH: who asks then, and would not wait, is not refused at once."""
+    (source / "f").write_text("x")
+    with served(source) as m:
+        q = m.first
+        node, _ = q.lookup(b"f")
+        had = 0
+        for _ in range(20):
+            holder, _ = q.open(node)
+            other, _ = q.open(node)
+            assert q.lock(node, holder, fcntl.F_WRLCK, 0, 9, flags=1) == 0
+            q.ask("FLUSH", node, struct.pack("=QIIQ", holder, 0, 0, 1))
+
+            def leave(own: Queue, handle: int = holder) -> None:
+                time.sleep(0.002)
+                own.release(node, handle)
+
+            leaves, _ = in_a_thread(m, leave)
+            had += q.lock(node, other, fcntl.F_WRLCK, 0, 9, 2, flags=1) == 0
+            leaves.join()
+            q.release(node, other)
+        assert had > 10
 
 
 @apart
