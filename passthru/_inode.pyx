@@ -974,7 +974,7 @@ cdef bint changes_begin(InodeTable *t, unsigned fs, uint64_t ino, bint cut, uint
     cdef uint64_t key = hash_key(fs, ino)
     cdef HashShard *sh = &t.shards[key & (HASH_SHARDS - 1)]
     cdef uint32_t node
-    cdef Inode *i
+    cdef Inode *i = NULL
     cdef bint nobodys = True
     counted[0] = 0
     spin_lock(&sh.lock)
