@@ -23,20 +23,21 @@ cdef void deliver(char kind, const char *text) noexcept nogil:
     cdef char line[LOG_LINE + 2]
     cdef pollfd p
     cdef int n
-    if pipe_fd < 0:
+    cdef int to = pipe_fd  # use() may change it meanwhile
+    if to < 0:
         dprintf(2, "%s%s\n", b"" if kind == c't' else b"passthru: ", text)
         return
     n = snprintf(line, sizeof(line), "%c%s\n", kind, text)
     if n >= <int> sizeof(line):
         n = sizeof(line) - 1
         line[n - 1] = c'\n'
-    if write(pipe_fd, line, n) == n:
+    if write(to, line, n) == n:
         atomic_add32(&given, 1)
         return
     if kind == c't' and errno == EAGAIN:
-        p.fd = pipe_fd
+        p.fd = to
         p.events = POLLOUT
-        if poll(&p, 1, PATIENCE_MS) == 1 and write(pipe_fd, line, n) == n:
+        if poll(&p, 1, PATIENCE_MS) == 1 and write(to, line, n) == n:
             atomic_add32(&given, 1)
             return
     atomic_add32(&lost, 1)
