@@ -45,6 +45,7 @@ cdef int32_t backing_take(Context *ctx, Inode *i, uint32_t node, int opath) noex
     if id <= 0:
         if failed in (ELOOP, EOPNOTSUPP, EINVAL, EPERM):
             s.inodes.fs[i.fs].flags |= FS_NO_BACKING  # a stacked filesystem, or not ours to use
+            atomic_add32(&s.inodes.fs_changes, 1)
         return atomic_geti(&i.backing)
     atomic_add32(&s.stats.backings, 1)
     if not atomic_casi(&i.backing, 0, id):

@@ -133,7 +133,7 @@ cdef struct InodeTable:
     # NULL: not wanted.
     uint64_t (*watch)(void *watcher, int fd, statx *stx, uint32_t flags) noexcept nogil
     void *watcher
-    uint32_t fs_changes    # counts rows that came or went
+    uint32_t fs_changes    # counts rows that came or went, or whose files turned out not to be passed through
     Slab *files            # to find an unlinked inode's open file
     uint32_t remote        # how many rows are FS_REMOTE
     uint32_t unhandled     # some row has no file handles

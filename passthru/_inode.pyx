@@ -232,7 +232,7 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
         f.number = number
         f.dev_major = stx.stx_dev_major
         f.dev_minor = stx.stx_dev_minor
-        f.flags = flags & ~t.enforced | (FS_NO_BACKING if flags & FS_PSEUDO else 0)
+        f.flags = flags & ~t.enforced | (FS_NO_BACKING if flags & (FS_PSEUDO | FS_STACKED) else 0)
         f.mount_fd = mount_fd
         f.users = 1
         f.used = 1

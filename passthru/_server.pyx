@@ -258,6 +258,32 @@ cdef class ServerCore:
         """What the source's filesystem and mount are: PSEUDO, SERVER, NOSUID, NODEV, NOEXEC."""
         return self.s.inodes.fs[0].flags
 
+    def no_backing(self):
+        """Files of the source's own filesystem are not passed through by the kernel, which refuses them."""
+        self.s.inodes.fs[0].flags |= FS_NO_BACKING
+
+    @property
+    def fs_changes(self):
+        """Another number when `filesystems` may have changed."""
+        return atomic_get32(&self.s.inodes.fs_changes)
+
+    @property
+    def filesystems(self):
+        """Those that hold data and that the mount shows just now, the source's first.
+
+        Of each: its mount's number in mountinfo(5), major and minor number of its device, and are its files passed
+        through by the kernel, as far as is known? No lock is taken: a row may be one that just comes or goes.
+        """
+        cdef InodeTable *t = &self.s.inodes
+        cdef Filesystem *f
+        cdef uint32_t n
+        found = []
+        for n in range(atomic_get32(&t.fs_count)):
+            f = &t.fs[n]
+            if f.live and not f.flags & FS_PSEUDO:
+                found.append((f.number, f.dev_major, f.dev_minor, not f.flags & FS_NO_BACKING))
+        return found
+
     @property
     def own_umask(self):
         """Each serving thread has a umask of its own."""

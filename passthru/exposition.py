@@ -87,7 +87,7 @@ def _add(to: _Families, m: monitor.Mount, s: Snapshot) -> None:
     here = {"mountpoint": m.mountpoint}
     facts = {"source": m.source, "pid": str(s.pid), "transport": s.transport, "dialect": s.dialect,
              "zero_copy": str(bool(s.header["zero_copy"])).lower(),
-             "passthrough": str(bool(s.header["passthrough"])).lower(), "version": VERSION}
+             "passthrough": str(s.passthrough).lower(), "version": VERSION}
     to.add("info", "gauge", "What serves the mount; always 1.", {**here, **facts}, 1)
     to.add("start_time_seconds", "gauge", "When the daemon was started.", here, int(s.header["started"]))
     for counter, (name, help) in COUNTERS.items():

@@ -200,7 +200,8 @@ def summary(m: Mount) -> dict[str, Any]:
         h = m.page.header
         found |= {
             "pid": m.page.pid, "transport": m.page.transport, "dialect": m.page.dialect or None,
-            "zero_copy": bool(h["zero_copy"]), "passthrough": bool(h["passthrough"]), "started": int(h["started"])}
+            "zero_copy": bool(h["zero_copy"]), "passthrough": m.page.passthrough, "not_passed": m.page.not_passed,
+            "started": int(h["started"])}
         if m.state != DEAD:
             found["uptime"] = max(0, int(time.time()) - int(h["started"]))
     return found
@@ -260,7 +261,11 @@ def served_by(s: dict[str, Any]) -> str:
     """Transport, dialect, zero-copy and passthrough really in use, of status() or summary()."""
     words = [f"ring, {s['dialect']} dialect" if s["transport"] == "ring" else "/dev/fuse"]
     words += ["zero-copy"] if s["zero_copy"] else []
-    words += ["kernel passthrough"] if s["passthrough"] else []
+    where = shown(s.get("not_passed", ""))
+    if s["passthrough"]:
+        words.append("kernel passthrough" + (f" (not on {where})" if where else ""))
+    elif where:
+        words.append(f"no kernel passthrough on {where}")
     return ", ".join(words)
 
 

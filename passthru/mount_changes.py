@@ -8,6 +8,14 @@ from collections.abc import Callable
 from . import mounting
 
 
+def read_table(mountinfo: int) -> list[mounting.MountInfo]:
+    """The table of an fd of /proc/self/mountinfo, whose position stays as it is."""
+    text = b""
+    while part := os.pread(mountinfo, 1 << 16, len(text)):
+        text += part
+    return mounting.parse(text.decode("latin-1").splitlines())
+
+
 def below(table: list[mounting.MountInfo], root: str) -> dict[int, str]:
     """What a mount table has below a directory: by the mount's id, its path from there."""
     start = root.rstrip("/") + "/"
@@ -28,10 +36,7 @@ class MountChanges:
 
     def look(self) -> None:
         """Compare the table with what it was at the last look."""
-        text = b""
-        while part := os.pread(self._mountinfo, 1 << 16, len(text)):
-            text += part
-        now = below(mounting.parse(text.decode("latin-1").splitlines()), self._root)
+        now = below(read_table(self._mountinfo), self._root)
         for path in {path for _, path in now.items() ^ self._before.items()}:
             directory, name = os.path.split(os.fsencode(path))
             self._expire(directory or b".", name)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import resource
 import shutil
 import stat
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import _mounts, _sys, init, mounting
-from ._confine import NUMBERS
 from .capabilities import (
     CAP_DAC_READ_SEARCH,
     CAP_IPC_LOCK,
@@ -28,6 +25,7 @@ from .capabilities import (
 )
 from .errors import MountError, PassthruError, SourceError, TransportError, by_exit_code, reason
 from .options import Options
+from .passing import regular_file
 from .session import Session
 from .source import open_source
 from .stdio import quiet
@@ -137,29 +135,9 @@ class _Rehearsal(Session):
             return self.start()
         except _Rehearsed:
             if not self._connection.by_fusermount:
-                # Whether the kernel takes a file it says at the first open, which a rehearsal has not.
-                refused = self.passthrough and self._refuses_files()
-                self.passthrough = self.passthrough and not refused
-                note = " (no kernel passthrough: the kernel refuses it for the source's files)" if refused else ""
-                return self.summary() + note
+                return self.summary()
             how = "ring" if self.transport.ring else "dev"
             return f"{self.options.source} on {self._connection.target}: {how} transport, by fusermount3"
-
-    def _refuses_files(self) -> bool:
-        """Does the kernel refuse to read and write the source's files itself? By a file of it; if there is none, by
-        the source's type."""
-        fd = _regular_file(self.source_fd, os.O_PATH) if self.source.directory else os.dup(self.source_fd)
-        if fd < 0:
-            return _family(_type_of(os.path.realpath(self.options.source))) in _mounts.STACKED
-        try:
-            asked = bytearray(struct.pack("=iIQ", fd, 0, 0))  # of what may be changed, ioctl() returns the number
-            number = fcntl.ioctl(self._connection.fuse_fd, NUMBERS["FUSE_DEV_IOC_BACKING_OPEN"], asked)
-            fcntl.ioctl(self._connection.fuse_fd, NUMBERS["FUSE_DEV_IOC_BACKING_CLOSE"], struct.pack("=I", number))
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
-        return False
 
 
 def _check_fusermount(options: Options, target: str) -> None:
@@ -325,22 +303,9 @@ def process_checks() -> list[Check]:
     return found
 
 
-def _regular_file(directory: int, flags: int) -> int:
-    """An fd of a file of the directory, opened with these flags; -1: none among the first that can be opened."""
-    with os.scandir(directory) as entries:
-        for _, entry in zip(range(1000), entries, strict=False):
-            try:
-                if entry.is_file(follow_symlinks=False):
-                    return os.open(
-                        entry.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-            except OSError:
-                continue
-    return -1
-
-
 def _nowait(directory: int) -> str:
     """Does the filesystem read what it has at hand without waiting? By a file of the directory, if there is one."""
-    fd = _regular_file(directory, os.O_RDONLY)
+    fd = regular_file(directory, os.O_RDONLY)
     if fd < 0:
         return "no file there to try"
     try:

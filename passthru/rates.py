@@ -63,7 +63,7 @@ def frame(old: Look, new: Look) -> Frame:
         f"{size_text(rate('write_bytes'))}/s written, {b.in_flight} in flight",
         f"{int(h['inodes'])} inodes, {int(h['handles'])} handles, {int(h['backings'])} backing files; "
         f"per second {number(rate('enters'))} io_uring_enter, {number(rate('sleeps'))} sleeps"]
-    if h["passthrough"]:
+    if b.passthrough:
         facts.append(f"note: {monitor.PASSTHROUGH_NOTE}")
     return Frame(f"{monitor.shown(new.mount.source)} on {monitor.shown(new.mount.mountpoint)}", facts,
                  _operations(a, b, seconds), _threads(a, b, seconds))
@@ -77,7 +77,7 @@ def overview(old: Look, new: Look) -> list[str]:
         return (b.total(counter) - a.total(counter)) / seconds
 
     latency = Latency(b.threads["latency"].sum(axis=(0, 1)) - a.threads["latency"].sum(axis=(0, 1)), 0)
-    mark = " (passthrough)" if b.header["passthrough"] else ""
+    mark = " (passthrough)" if b.passthrough else ""
     return [
         monitor.shown(new.mount.mountpoint) + mark, number(rate("ring_requests") + rate("dev_requests")),
         number(rate("errors")), size_text(rate("read_bytes")), size_text(rate("write_bytes")),

@@ -8,6 +8,7 @@ from typing import Any
 
 from .connection import Connection
 from .options import Options
+from .passing import Passing
 from .sandbox import Sandbox
 from .source import Source
 from .status_page import DIALECTS
@@ -19,8 +20,8 @@ class Served:
     """How a mount is served.
 
     queues: how many there are, depth: entries of each, queue_threads: who serve them; readers: of /dev/fuse.
-    passthrough: agreed upon with the kernel; identity: the daemon acts as its callers; fixed: nothing is written past
-    the source's end. cached: what the kernel keeps of names and attributes.
+    passing: where the kernel reads and writes files itself; identity: the daemon acts as its callers; fixed: nothing is
+    written past the source's end. cached: what the kernel keeps of names and attributes.
     """
 
     options: Options
@@ -31,7 +32,7 @@ class Served:
     depth: int
     queue_threads: int
     readers: int
-    passthrough: bool
+    passing: Passing
     identity: bool
     fixed: bool
     cached: str
@@ -51,8 +52,8 @@ def summary(s: Served, target: str) -> str:
             how += ", zero-copy"
     else:
         how = f"/dev/fuse transport, {s.readers} threads"
-    if s.passthrough:
-        how += ", kernel passthrough"
+    if s.passing.text:
+        how += f", {s.passing.text}"
     if not s.source.directory:
         how += f", {s.source.kind}" + (f" kept at {s.source.size} bytes" if s.fixed else "")
     if o.map_uid or o.map_gid:
@@ -85,6 +86,6 @@ def describe_options(s: Served, connection: Connection) -> dict[str, Any]:
     assert connection.page is not None
     o = s.options
     values = {f.name: getattr(o, f.name) for f in fields(o) if f.metadata and not f.metadata["hidden"]}
-    connection.page.describe(passthrough=s.passthrough and o.passthrough)
-    connection.page.settings(values, s.transport.why, s.sandbox.text, s.cached)
+    connection.page.describe(passthrough=s.passing.happens)
+    connection.page.settings(values, s.transport.why, s.sandbox.text, s.cached, s.passing.but_on)
     return values

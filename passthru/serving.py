@@ -156,11 +156,15 @@ class Reader(ServingThread):
 
 
 class Housekeeper(ServingThread):
-    """Lets go of what the mount has not used for a while: removed files' space, submounts."""
+    """Lets go of what the mount has not used for a while: removed files' space, submounts.
 
-    def __init__(self, core: _server.ServerCore):
+    changed: called when other filesystems are shown than at the last sweep, or not passed through any more.
+    """
+
+    def __init__(self, core: _server.ServerCore, changed: Callable[[], object]):
         super().__init__("housekeeper")
-        self._core = core
+        self._core, self._changed = core, changed
+        self._seen = core.fs_changes
         self._over = threading.Event()
 
     def open(self) -> None:
@@ -169,6 +173,9 @@ class Housekeeper(ServingThread):
     def serve(self) -> None:
         while not self._over.wait(SWEEP):
             self._core.sweep()
+            if self._core.fs_changes != self._seen:
+                self._seen = self._core.fs_changes
+                self._changed()
 
     def wake(self) -> None:
         self._over.set()
@@ -220,8 +227,9 @@ class Serving:
         if reader.error is not None:
             raise PassthruError(f"/dev/fuse reader: {reason(reader.error)}")
 
-    def keep_house(self) -> None:
-        self._housekeeper = Housekeeper(self.core)
+    def keep_house(self, changed: Callable[[], object]) -> None:
+        """changed: called when `ServerCore.filesystems` has changed, by a thread of its own."""
+        self._housekeeper = Housekeeper(self.core, changed)
         self._housekeeper.start()
 
     def watch(self, watcher: Watcher) -> None:

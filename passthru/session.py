@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from . import _confine, _server, init, log, mounting, report, resources, status_page
+from . import _confine, _server, init, log, mounting, passing, report, resources, status_page
 from .capabilities import CAP_FSETID, CAP_SYS_ADMIN, can_act_as_caller, capable, capable_of_all
 from .connection import Agreement, Connection
 from .cpus import Hotplug, Share, entries, possible_cpus, queue_plan
 from .errors import MountError, PassthruError, UsageError, reason
 from .keeper import Keeper
 from .options import Options, live_options, live_values, value_text
+from .passing import Passing
 from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
 from .serving import Serving, check_level, configure, make_core, stats_size
 from .source import Source, keeps_size, open_source, options_for
@@ -48,11 +49,13 @@ class Session:
         self.core: _server.ServerCore
         self.serving: Serving | None = None
         self.possible = self.depth = 0  # queues, entries of each
-        self.pin_buffers = self.identity = self.passthrough = self.fixed = False
+        self.pin_buffers = self.identity = self.fixed = False
+        self.passthrough = False  # agreed upon with the kernel
         self.hotplug: Hotplug | None = None
         self.mountinfo = -1
         self.watcher: Watcher | None = None
         self.thread_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.filesystems_changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.wake_read = -1
         self.broken = False
         self.end_by: float | None = None
@@ -157,6 +160,8 @@ class Session:
         """Superblock, INIT, registration, readers, and then the mount at its place."""
         connection, serving = self._connection, self._serving
         connection.negotiate(self.options, self._agree)
+        if self.passthrough:
+            passing.try_source(self.core, self.mountinfo, connection.fuse_fd, self.source_fd, self.source.directory)
         if self.transport.ring:
             self.transport.registered(serving.register(connection.fuse_fd, self.transport.form))
             form = self.transport.outcome
@@ -171,7 +176,7 @@ class Session:
         self._catch_signals()
         self._attach()
         self.core.mounted(connection.dev)
-        serving.keep_house()
+        serving.keep_house(lambda: os.eventfd_write(self.filesystems_changed, 1))
         if self.watcher is not None:
             serving.watch(self.watcher)
         self.hotplug = self._watch_cpus()
@@ -245,8 +250,14 @@ class Session:
     def _served(self) -> report.Served:
         return report.Served(
             self.options, self.source, self.transport, self.sandbox, self.possible, self.depth,
-            len(self._serving.queues), len(self._serving.readers), self.passthrough, self.identity, self.fixed,
+            len(self._serving.queues), len(self._serving.readers), self._passing(), self.identity, self.fixed,
             self._cached())
+
+    def _passing(self) -> Passing:
+        """Where the kernel reads and writes files itself."""
+        if not self.passthrough or not self.options.passthrough:
+            return Passing()
+        return passing.look(self.core, self.mountinfo, where(self.source_fd, self.sandbox.fds))
 
     def _cached(self) -> str:
         """What the kernel keeps of names and attributes."""
@@ -277,6 +288,7 @@ class Session:
         poll = select.poll()
         poll.register(self.wake_read, select.POLLIN)
         poll.register(self.thread_ended, select.POLLIN)
+        poll.register(self.filesystems_changed, select.POLLIN)
         if hotplug is not None:
             poll.register(hotplug, select.POLLIN)
         if control is not None:
@@ -301,6 +313,9 @@ class Session:
                 elif fd == self.mountinfo:
                     self.core.mounts_changed()
                     self._look_at_mounts()
+                elif fd == self.filesystems_changed:
+                    os.eventfd_read(fd)
+                    report.describe_options(self._served(), self._connection)
                 elif hotplug is not None and fd == hotplug.fileno():
                     if hotplug.changed():
                         serving.bind_queues()

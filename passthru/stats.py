@@ -136,6 +136,16 @@ class Snapshot:
         return str(self._said().get("cached", ""))
 
     @property
+    def passthrough(self) -> bool:
+        """Does the kernel read and write files itself, on one filesystem at least?"""
+        return bool(self.header["passthrough"])
+
+    @property
+    def not_passed(self) -> str:
+        """The filesystems, in words, on which it would but cannot: there the daemon reads and writes."""
+        return str(self._said().get("not_passed", ""))
+
+    @property
     def sandbox(self) -> str:
         """How the daemon is confined: the level of --sandbox, and in brackets why it is no higher one, if it is not."""
         return str(self._said().get("sandbox", ""))

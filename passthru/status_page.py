@@ -35,6 +35,7 @@ TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
 DIALECTS = {0: "", **_dialect.DIALECTS}
 KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool", 4: "watch"}
 SETTINGS = 6144  # room for the settings in the header
+SHOWN = 256  # characters of a text in them that may be any length
 BUCKETS = 224
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # what is a page, or may be anything
 NAME = re.compile(r"[0-9]+:[0-9]+")
@@ -279,12 +280,15 @@ class Page:
             at, form = _PLACES[name]
             form.pack_into(self.memory, at, value)
 
-    def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "", cached: str = "") -> None:
-        """Say which options are in effect, why there is no ring, and how the daemon is confined, what the kernel keeps.
+    def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "", cached: str = "",
+                 not_passed: str = "") -> None:
+        """Say which options are in effect, why there is no ring, how the daemon is confined, what the kernel keeps, and
+        on which filesystems there is no kernel passthrough.
 
         ValueError: there is no room for it.
         """
-        text = json.dumps({"options": options, "why": why, "sandbox": sandbox, "cached": cached}).encode()
+        text = json.dumps({"options": options, "why": why, "sandbox": sandbox, "cached": cached,
+                           "not_passed": not_passed[:SHOWN]}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
         changing = field(self.memory, "settings_seq") | 1

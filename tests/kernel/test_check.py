@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from _daemon import START, mounts_below, run
+from _daemon import START, detach, mounts_below, run
 from _namespace import Namespace
 from _users import NOBODY
 from test_unprivileged import python_for_all
@@ -76,12 +76,13 @@ def transport() -> str:
 
 
 @pytest.mark.parametrize("what", ["a file", "nothing"])
-def test_no_passthrough_is_promised_that_the_kernel_refuses(ends, place, what):
-    """For files of a stacked filesystem."""
+def test_no_passthrough_is_promised_that_the_kernel_refuses(ends, place, mount, what):
+    """For files of a stacked filesystem; nor is it said of the mount itself."""
     src, mnt = ends
     if what == "nothing":
         (src / "f").unlink()
     offered = ", kernel passthrough" in checked(src, mnt)[1]["result"]
+    said_of = "no kernel passthrough on overlay: the daemon reads and writes"
     for name in ("upper", "work", "merged"):
         (place / name).mkdir()
     names = f"lowerdir={src},upperdir={place}/upper,workdir={place}/work"
@@ -92,7 +93,15 @@ def test_no_passthrough_is_promised_that_the_kernel_refuses(ends, place, what):
     code, said = checked(place / "merged", mnt)
     assert code == 0 and "not on overlay" in by_name(said)["passthrough"]["value"]
     assert ", kernel passthrough" not in said["result"]
-    assert ("(no kernel passthrough: the kernel refuses it" in said["result"]) == offered
+    assert (said_of in said["result"]) == offered
+    fs = mount("--passthrough", source=place / "merged", mountpoint=mnt, started=False)
+    fs.transport = "ring" if ring_parameter() == "Y" else "dev"
+    fs.start()
+    assert ", kernel passthrough" not in fs.stderr() and (said_of in fs.stderr()) == offered
+    assert not fs.stats().passthrough and fs.stats().not_passed == ("overlay" if offered else "")
+    listed = run("list").stdout
+    assert (" no kernel passthrough on overlay " in listed) == offered and ", kernel passthrough" not in listed
+    detach(place / "merged")  # it goes with the mount
 
 
 @pytest.mark.parametrize("what, code", [("source", 3), ("mountpoint", 4), ("source is a FIFO", 3), ("in use", 4)])
