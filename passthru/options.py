@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import grp
 import os
 import pwd
+import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, NamedTuple, NoReturn
@@ -50,6 +53,46 @@ def _int(text: str, low: int, high: int, unit: str = "") -> int:
     return value
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Parses a whole number; `said`: which ones, for those who read."""
+
+    low: int
+    high: int
+
+    def __call__(self, text: str) -> int:
+        return _int(text, self.low, self.high)
+
+    @property
+    def said(self) -> str:
+        return f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Parses a size; a multiple of `unit`."""
+
+    low: int
+    high: int
+    unit: int = 1
+
+    def __call__(self, text: str) -> int:
+        value = _size(text, self.low, self.high)
+        if value % self.unit:
+            raise UsageError(f"{text} is not a multiple of {self.unit}")
+        return value
+
+    @property
+    def said(self) -> str:
+        return f"{_short(self.low)} to {_short(self.high)}; k, m, g: times 1024, 1024^2, 1024^3"
+
+
+def _short(value: int) -> str:
+    """Bytes as _size() takes them, with the largest suffix."""
+    shift, suffix = next((s for s in ((30, "g"), (20, "m"), (10, "k")) if value and not value % (1 << s[0])), (0, ""))
+    return f"{value >> shift}{suffix}"
+
+
 def _size(text: str, low: int, high: int) -> int:
     """Bytes, with a suffix k, m or g (powers of 1024) if wanted."""
     shift = {"k": 10, "m": 20, "g": 30}.get(text[-1:].lower())
@@ -69,6 +112,9 @@ def _seconds(text: str) -> float:
     return value
 
 
+_RANGES = {_seconds: "0 to 1e9"}  # of parsers that are functions
+
+
 def _choice(text: str, words: Sequence[str]) -> str:
     if text not in words:
         raise UsageError(f"{text!r} is none of {', '.join(words)}")
@@ -85,13 +131,6 @@ def _word(text: str) -> str:
     if not all(c.isalnum() or c in "-_" for c in text):
         raise UsageError(f"{text!r} is not a word")
     return text
-
-
-def _max_write(text: str) -> int:
-    value = _size(text, PAGE, 1 << 27)
-    if value % PAGE:
-        raise UsageError(f"{text} is not a multiple of {PAGE}")
-    return value
 
 
 def _user(name: str) -> int:
@@ -120,15 +159,19 @@ def option(
     hidden: bool = False,
     live: bool = False,
     repeat: bool = False,
+    group: str = "",
+    root: bool = False,
 ) -> Any:
     """Declare an option. flags: its long and short forms; o: its name in -o; no, no_flags: those of its opposite.
 
     Without `parse` it is a switch. hidden: for developers, in neither --help nor the manual page.
     repeat: if it is given more than once, the values are joined by '+'.
     live: `passthru set` may change it while the mount serves (Session.set_options() has to see to it).
+    group: the heading under which --help has it and what follows, up to the next one that says so.
+    root: fusermount3 cannot do it, so it is refused in mounts by that.
     """
     meta = {"help": help, "flags": flags, "parse": parse, "metavar": metavar, "o": o, "no": no,
-            "no_flags": no_flags, "hidden": hidden, "live": live, "repeat": repeat}
+            "no_flags": no_flags, "hidden": hidden, "live": live, "repeat": repeat, "group": group, "root": root}
     return field(default=default, metadata=meta)
 
 
@@ -140,7 +183,7 @@ class Options:
     mountpoint: str = ""
     _: KW_ONLY
 
-    foreground: bool = option(False, "stay in the foreground", "-f", "--foreground")
+    foreground: bool = option(False, "stay in the foreground", "-f", "--foreground", group="process and messages")
     debug: bool = option(False, "log what the daemon does; implies -f", "-d", "--debug", o="debug")
 
     debug_fuse: bool = option(
@@ -154,45 +197,59 @@ class Options:
         parse=lambda t: _choice(t, tuple(log.LEVELS)), metavar="error|warning|info|debug", o="log_level",
         live=True)
 
-    read_only: bool = option(False, "mount read-only", o="ro", no="rw")
+    read_only: bool = option(
+        False, "mount read-only; so is what lies on a read-only filesystem in any case", "-r", "--read-only", o="ro",
+        no="rw", group="the mount")
     allow_other: bool | None = option(
-        None, "let all users in; the default for root", o="allow_other", no="noallow_other")
+        None, "let all users in; the default for root", "--allow-other", o="allow_other", no="noallow_other")
     default_permissions: bool = option(
         True, "have the kernel check permissions; the default",
         o="default_permissions", no="nodefault_permissions")
     allow_root: bool = option(
-        False, "let root in beside the one who mounts; root's own mounts then are for root alone",
+        False, "let root in beside the one who mounts; root's own mounts then are for root alone", "--allow-root",
         o="allow_root", no="noallow_root")
     auto_unmount: bool = option(
-        False, "unmount also when the daemon is killed: a second process sees to that",
+        False, "unmount also when the daemon is killed: a second process sees to that", "--auto-unmount",
         o="auto_unmount", no="noauto_unmount")
     fsname: str | None = option(
-        None, "what mount(8) shows as the source; default: the source", parse=_name, metavar="NAME", o="fsname")
+        None, "what mount(8) shows as the source; default: the source", "--fsname", parse=_name, metavar="NAME", o="fsname")
     subtype: str = option(
         "passthru", "the filesystem's type is shown as fuse.NAME; empty: as fuse", parse=_word, metavar="NAME",
         o="subtype")
     nosuid: bool = option(False, "ignore set-user-ID and set-group-ID bits", o="nosuid", no="suid")
     nodev: bool = option(False, "ignore device special files", o="nodev", no="dev")
     noexec: bool = option(False, "let no program be executed", o="noexec", no="exec")
-    noatime: bool = option(False, "update no access times (root only)", o="noatime", no="atime")
+    noatime: bool = option(False, "update no access times (root only)", o="noatime", no="atime", root=True)
     strictatime: bool = option(
-        False, "update access times at each access (root only)", o="strictatime", no="nostrictatime")
-    nodiratime: bool = option(False, "update no access times of directories", o="nodiratime", no="diratime")
+        False, "update access times at each access (root only)", o="strictatime", no="nostrictatime", root=True)
+    nodiratime: bool = option(
+        False, "update no access times of directories (root only)", o="nodiratime", no="diratime", root=True)
     fixed_size: bool = option(
         False, "SOURCE is a file that keeps its size: no write goes past its end", "--fixed-size", o="fixed_size",
         no="nofixed_size")
 
-    nosymfollow: bool = option(False, "follow no symbolic links below the mount", o="nosymfollow")
+    nosymfollow: bool = option(
+        False, "follow no symbolic links below the mount (root only)", o="nosymfollow", root=True)
+    context: str | None = option(
+        None, "the SELinux label of everything in the mount (root only)", parse=_name, metavar="LABEL", o="context",
+        root=True)
+    fscontext: str | None = option(
+        None, "that of the filesystem (root only)", parse=_name, metavar="LABEL", o="fscontext", root=True)
+    defcontext: str | None = option(
+        None, "that of what has none (root only)", parse=_name, metavar="LABEL", o="defcontext", root=True)
+    rootcontext: str | None = option(
+        None, "that of the mount's root (root only)", parse=_name, metavar="LABEL", o="rootcontext", root=True)
 
     transport: str = option(
         "auto", "how requests come: 'ring' (io_uring), 'dev' (/dev/fuse), or 'auto': the ring if it can be had",
-        "--transport", parse=lambda t: _choice(t, TRANSPORTS), metavar="auto|ring|dev", o="transport")
+        "--transport", parse=lambda t: _choice(t, TRANSPORTS), metavar="auto|ring|dev", o="transport",
+        group="transport and memory")
     enable_uring: bool = option(
         False, "set the kernel's parameter fuse.enable_uring to Y first (root only)",
         "--enable-uring", o="enable_uring")
     queue_depth: int = option(
-        64, "ring entries per queue (1 to 1024)", "--queue-depth",
-        parse=lambda t: _int(t, 1, 1024), metavar="N", o="queue_depth")
+        64, "ring entries per queue", "--queue-depth",
+        parse=_Whole(1, 1024), metavar="N", o="queue_depth")
     dialect: str = option(
         "auto", "the form of the ring's protocol; 'auto': the best that the kernel offers", "--dialect",
         parse=lambda t: _choice(t, DIALECTS), metavar="auto|per-entry|bufring|bufpool", o="dialect")
@@ -203,7 +260,7 @@ class Options:
     payload_buffers: int = option(
         0, "payload buffers per queue, where entries share them; 0: as many as 3.75 MiB hold if "
         "pinned, else one for each entry", "--payload-buffers",
-        parse=lambda t: _int(t, 0, 1024), metavar="N", o="payload_buffers")
+        parse=_Whole(0, 1024), metavar="N", o="payload_buffers")
     pin_buffers: bool | None = option(
         None, "register shared payload buffers with the kernel, which pins them; the default for a local source",
         "--pin-buffers",
@@ -214,19 +271,19 @@ class Options:
     threads: int = option(
         0, "threads that serve the ring's queues, at the most one for each CPU, or read /dev/fuse; 0: by the "
         "number of CPUs", "--threads",
-        parse=lambda t: _int(t, 0, 256), metavar="N", o="threads")
+        parse=_Whole(0, 256), metavar="N", o="threads")
     max_write: int = option(
-        1 << 20, "largest READ or WRITE in bytes, a multiple of 4096 (suffixes k, m)", "--max-write",
-        parse=_max_write, metavar="BYTES", o="max_write")
+        1 << 20, "largest READ or WRITE in bytes, a multiple of 4096; the kernel may allow less", "--max-write",
+        parse=_Bytes(PAGE, 1 << 27, PAGE), metavar="BYTES", o="max_write")
     max_background: int = option(
         256, "asynchronous requests that the kernel may have out at one time", "--max-background",
-        parse=lambda t: _int(t, 1, 65535), metavar="N", o="max_background", live=True)
+        parse=_Whole(1, 65535), metavar="N", o="max_background", live=True)
     max_read: int = option(
-        0, "largest READ in bytes, 4096 at least; 0: as large as --max-write allows",
-        parse=lambda t: _size(t, 0, 1 << 30), metavar="BYTES", o="max_read")
+        0, "largest READ in bytes, 4096 at least; 0: as large as --max-write allows", "--max-read",
+        parse=_Bytes(0, 1 << 30), metavar="BYTES", o="max_read")
     spin_us: int = option(
         50, "microseconds that a queue's thread yields to others before it sleeps", "--spin-us",
-        parse=lambda t: _int(t, 0, 1000), metavar="US", o="spin_us", live=True)
+        parse=_Whole(0, 1000), metavar="US", o="spin_us", live=True)
 
     cache: str = option(
         "auto", "what the kernel keeps of what it has seen; 'never': nothing, files are open for direct I/O, "
@@ -234,7 +291,7 @@ class Options:
         "attributes for 1 second, 'coherent': as 'auto', but names and attributes until the source tells of a change "
         "(root), 'always': all of it, for a day: nobody changes the source beside the mount",
         "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|coherent|always", o="cache",
-        live=True)
+        live=True, group="caches and file data")
     attr_timeout: float = option(
         None, "seconds that the kernel may keep attributes; default: by --cache", "--attr-timeout",
         parse=_seconds, metavar="SECONDS", o="attr_timeout", live=True)
@@ -249,8 +306,8 @@ class Options:
         "--direct-io", o="direct_io", no="nodirect_io", live=True)
     writeback: bool = option(
         False, "let the kernel collect writes in its page cache", "--writeback", o="writeback", no="nowriteback")
-    passthrough: bool = option(
-        True, "let the kernel read and write the source's files itself where it can; the default for root",
+    passthrough: bool | None = option(
+        None, "let the kernel read and write the source's files itself where it can; the default for root",
         "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"),
         live=True)
     parallel_direct_writes: str = option(
@@ -263,7 +320,7 @@ class Options:
         "--local-locks", o="local_locks", no="nolocal_locks")
     one_file_system: bool = option(
         False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
-        "-x", "--one-file-system", o="one_file_system")
+        "-x", "--one-file-system", o="one_file_system", group="rights, ids, filesystems below the source")
     submounts: str = option(
         "data", "which filesystems below the source are shown by root's mounts; 'data': those that hold data, 'all': "
         "also the kernel's own (/proc and kin) and what users have mounted, all with root's rights, so only with "
@@ -382,16 +439,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name for what options do: those of libfuse and its example passthrough_hp.
+    """Another name for what options do: those of others' programs.
 
-    flags, o: as of option(). It sets `sets`, and if it takes a value, the option `value_of`.
+    flags, o: as of option(). It sets `sets`, and if it takes a value, the options `value_of`, to what `form` makes of
+    it. whose: the program's.
     """
 
     help: str
     flags: tuple[str, ...] = ()
     o: str | None = None
     sets: Mapping[str, Any] = field(default_factory=dict)
-    value_of: str | None = None
+    value_of: str | None = None  # or two, with a space between
+    form: str = "{}"
+    whose: str = "libfuse"
+
+    @property
+    def metavar(self) -> str:
+        """What its value is called; '' if it has none."""
+        if self.value_of is None:
+            return ""
+        return str(named(self.value_of.split()[0]).metadata["metavar"]) if self.form == "{}" else "NAME"
+
+    def values(self, typed: str, text: str) -> dict[str, Any]:
+        """{field of Options: value}. typed: its name as it was given. Raises UsageError."""
+        if self.value_of is None:
+            return dict(self.sets)
+        return {name: _parsed(named(name), typed, self.form.format(text)) for name in self.value_of.split()}
 
 
 ALIASES = (
@@ -407,28 +480,90 @@ ALIASES = (
     Alias("the same as --local-locks", o="no_remote_lock", sets={"local_locks": True}),
     Alias("accepted, there is nothing to switch off: data is not spliced", ("--nosplice",)),
     Alias("accepted, each thread has an fd of its own always", ("--clone-fd",), o="clone_fd"),
+    Alias("attributes and names: --attr-timeout and --entry-timeout", o="timeout", value_of="attr_timeout entry_timeout"),
+    Alias("the opposite of --writeback", o="no_writeback", sets={"writeback": False}),
+    Alias("the same as noxattr", o="no_xattr", sets={"xattr": False}),
+    Alias("all belongs to that user: --map-uid NAME:all", ("--force-user",), o="force-user", value_of="map_uid",
+          form="{}:all", whose="bindfs"),
+    Alias("all belongs to that group: --map-gid NAME:all", ("--force-group",), o="force-group", value_of="map_gid",
+          form="{}:all", whose="bindfs"),
+    Alias("what others make belongs to that user: --map-uid all:NAME", ("--create-for-user",), o="create-for-user",
+          value_of="map_uid", form="all:{}", whose="bindfs"),
+    Alias("what others make belongs to that group: --map-gid all:NAME", ("--create-for-group",), o="create-for-group",
+          value_of="map_gid", form="all:{}", whose="bindfs"),
+    Alias("the same as -o noallow_other", ("--no-allow-other",), o="no-allow-other", sets={"allow_other": False},
+          whose="bindfs"),
+    Alias("the same as --attr-timeout", o="cache.attr", value_of="attr_timeout", whose="mergerfs"),
+    Alias("the same as --entry-timeout", o="cache.entry", value_of="entry_timeout", whose="mergerfs"),
+    Alias("the same as --negative-timeout", o="cache.negative_entry", value_of="negative_timeout", whose="mergerfs"),
 )
+# The word of -o that names the source, as with libfuse's passthrough_ll: then MOUNTPOINT alone is given.
+SOURCE_WORD = "source"
 
 
 # mount(8) options that mean something to mount(8), fstab or systemd only.
 IGNORED = frozenset(
     "defaults auto noauto user nouser users nousers owner noowner group nogroup nofail _netdev async relatime"
-    " norelatime nonempty symfollow lazytime nolazytime sync dirsync iversion noiversion mand nomand silent loud"
+    " norelatime nonempty symfollow lazytime nolazytime iversion noiversion mand nomand silent loud"
     " bg fg"
-    # libfuse's, for what is done anyway or not at all
+    # libfuse's and mergerfs's, for what is done anyway or not at all
+    " use_ino readdir_ino hard_remove"
     " async_read async_dio atomic_o_trunc auto_cache auto_inval_data big_writes large_read"
     " no_splice_read no_splice_write no_splice_move splice_read splice_write splice_move".split())
-# The same, with a value.
+# mount(8) options that promise what would not be so.
+REFUSED = {
+    "sync": "writes would not wait for the source's device: leave it out, and use O_SYNC or fsync(2), which are carried",
+    "dirsync": "changes of directories would not wait for the source's device: leave it out, and use fsync(2) of the "
+               "directory, which is carried",
+    "iocharset": "names are bytes here, as in the source: leave it out",
+}
+# The same as IGNORED, with a value.
 IGNORED_VALUES = frozenset(("comment", "user", "helper", "uhelper", "max_idle_threads"))
+
+
+class MissingError(UsageError):
+    """SOURCE or MOUNTPOINT was not given."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        raise (MissingError if message.startswith("the following arguments are required") else UsageError)(message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # the original hides what went wrong
+        if message:
+            (file or sys.stderr).write(message)
 
 
 def _declared() -> list[Any]:
     return [f for f in fields(Options) if f.metadata]
+
+
+def groups() -> dict[str, list[Any]]:
+    """{heading: declarations of options}, in their order; those for developers are left out."""
+    found: dict[str, list[Any]] = {}
+    heading = ""
+    for f in _declared():
+        heading = f.metadata["group"] or heading
+        if not f.metadata["hidden"]:
+            found.setdefault(heading, []).append(f)
+    return found
+
+
+def facts(f: Any) -> list[str]:
+    """Which values an option takes, and its default, where its text does not say so: ["1 to 1024", "default: 64"]."""
+    parse = f.metadata["parse"]
+    if parse is None:
+        return []
+    found = [parse.said] if hasattr(parse, "said") else [_RANGES[parse]] if parse in _RANGES else []
+    if f.default is not None and f.default != "":
+        found.append(f"default: {_short(f.default) if isinstance(parse, _Bytes) else value_text(f.default)}")
+    return found
+
+
+def help_text(f: Any) -> str:
+    """What --help says of an option."""
+    more = "; ".join(facts(f))
+    return f.metadata["help"] + (f" ({more})" if more else "")
 
 
 def named(name: str) -> Any:
@@ -446,6 +581,15 @@ class _Value(argparse.Action):
         setattr(into, self.dest, f"{before}+{value}" if before else value)
 
 
+class _Alias(argparse.Action):
+    """An alias that takes a value; const: which one."""
+
+    def __call__(self, _parser: Any, into: argparse.Namespace, text: Any, typed: str | None = None) -> None:
+        for name, value in self.const.values(typed, text).items():
+            before = getattr(into, name, "") if named(name).metadata["repeat"] else ""
+            setattr(into, name, f"{before}+{value}" if before else value)
+
+
 class _Sets(argparse.Action):
     """A switch that sets several options, or none."""
 
@@ -454,45 +598,71 @@ class _Sets(argparse.Action):
             setattr(into, name, value)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's parser, made from the declarations."""
+DESCRIPTION = ("Mirror the directory SOURCE at the directory MOUNTPOINT, or the file or block device SOURCE at the file "
+               "MOUNTPOINT.")
+ENDS = ("source", "mountpoint")
+
+
+def parser(ends: Sequence[str] = ENDS, before: str = "") -> argparse.ArgumentParser:
+    """The command line's parser, made from the declarations.
+
+    ends: which of ENDS are to be given. before: what --help is to say before the options.
+    """
     p = _Parser(
         prog="passthru", usage="passthru [options] SOURCE MOUNTPOINT", allow_abbrev=False,
-        description="Mirror the directory SOURCE at the directory MOUNTPOINT, or the file or block device SOURCE at "
-                    "the file MOUNTPOINT.",
-        argument_default=argparse.SUPPRESS)
-    p.add_argument("source", metavar="SOURCE")
-    p.add_argument("mountpoint", metavar="MOUNTPOINT")
+        description=f"{textwrap.fill(DESCRIPTION, 79)}\n\n{before}".rstrip(), argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ends:
+        p.add_argument(name, metavar=name.upper(), help={
+            "source": "a directory, regular file or block device",
+            "mountpoint": "a directory; for a source that is a file or device, a file"}[name])
+    declare(p)
     p.add_argument("-V", "--version", action="version", version=f"passthru {VERSION}")
+    return p
+
+
+def declare(p: argparse.ArgumentParser) -> None:
+    """Add the options of a mount to a parser, by groups. Those actions have the attribute `of_mount`."""
+    before = set(p._actions)
+    for heading, declared in groups().items():
+        group = p.add_argument_group(heading)
+        words = [_o_forms(f) for f in declared if f.metadata["o"] and not f.metadata["flags"]]
+        for f in declared:
+            if f.metadata["flags"]:
+                _declare(group, f)
+        if words:
+            group.description = textwrap.fill(f"and of -o: {', '.join(words)}", 77, break_on_hyphens=False)
     for f in _declared():
-        m = f.metadata
-        if not m["flags"]:
-            continue
-        text = argparse.SUPPRESS if m["hidden"] else m["help"]
-        if m["parse"]:
-            p.add_argument(*m["flags"], dest=f.name, action=_Value, metavar=m["metavar"], help=text)
-        else:
-            p.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=text)
-        if m["no_flags"]:
-            p.add_argument(
-                *m["no_flags"], dest=f.name, action="store_const", const=False,
-                help=f"the opposite of {m['flags'][-1]}")
-    words = []
-    for f in _declared():
-        m = f.metadata
-        if m["o"]:
-            words.append(m["o"] + ("=" + m["metavar"] if m["parse"] else "") + (f"|{m['no']}" if m["no"] else ""))
-    p.add_argument(
+        if f.metadata["hidden"]:
+            _declare(p, f)
+    p.add_argument_group("any of them, and more").add_argument(
         "-o", dest="mount_options", action="append", metavar="OPT[,OPT...]",
-        help="mount options: " + ", ".join(words))
-    others = p.add_argument_group("for those who know libfuse's passthrough_hp")
+        help="mount options: each long option is a word here, as queue_depth=16; and those that are named above")
+    others = p.add_argument_group("names of libfuse, bindfs, mergerfs")
     for a in ALIASES:
         if a.flags and a.value_of:
-            others.add_argument(
-                *a.flags, dest=a.value_of, action=_Value, metavar=named(a.value_of).metadata["metavar"], help=a.help)
+            others.add_argument(*a.flags, dest="alias", action=_Alias, const=a, metavar=a.metavar, help=a.help)
         elif a.flags:
             others.add_argument(*a.flags, dest="alias", action=_Sets, nargs=0, const=a.sets, help=a.help)
-    return p
+    for action in set(p._actions) - before:
+        action.of_mount = True  # type: ignore[attr-defined]
+
+
+def _declare(group: Any, f: Any) -> None:
+    m = f.metadata
+    text = argparse.SUPPRESS if m["hidden"] else help_text(f).replace("%", "%%")
+    if m["parse"]:
+        group.add_argument(*m["flags"], dest=f.name, action=_Value, metavar=m["metavar"], help=text)
+    else:
+        group.add_argument(*m["flags"], dest=f.name, action="store_const", const=True, help=text)
+    if m["no_flags"]:
+        group.add_argument(*m["no_flags"], dest=f.name, action="store_const", const=False,
+                           help=f"the opposite of {m['flags'][-1]}")
+
+
+def _o_forms(f: Any) -> str:
+    m = f.metadata
+    return m["o"] + (f"={m['metavar']}" if m["parse"] else "") + (f"|{m['no']}" if m["no"] else "")
 
 
 def split_mount_options(text: str) -> list[str]:
@@ -512,8 +682,8 @@ def split_mount_options(text: str) -> list[str]:
 def is_mount_option(word: str) -> bool:
     """Is it a word of -o, known or ignored, whatever its value?"""
     name = word.partition("=")[0]
-    return (name in IGNORED or name in IGNORED_VALUES or name.startswith(("x-", "X-"))
-            or any(name in (f.metadata["o"], f.metadata["no"]) for f in _declared())
+    return (name in IGNORED or name in IGNORED_VALUES or name in REFUSED or name.startswith(("x-", "X-"))
+            or name == SOURCE_WORD or any(name in (f.metadata["o"], f.metadata["no"]) for f in _declared())
             or any(name == a.o for a in ALIASES))
 
 
@@ -539,8 +709,19 @@ def mount_option(word: str) -> dict[str, Any]:
         if name == a.o:
             if bool(a.value_of) != bool(has_value):
                 raise UsageError(f"-o {name} takes {'a' if a.value_of else 'no'} value")
-            return {a.value_of: _parsed(named(a.value_of), f"-o {name}", value)} if a.value_of else dict(a.sets)
-    raise UsageError(f"unknown mount option {word!r}")
+            return a.values(f"-o {name}", value)
+    if name == SOURCE_WORD and value:
+        return {SOURCE_WORD: value}
+    if name in REFUSED:
+        raise UsageError(f"-o {name}: {REFUSED[name]}")
+    near = difflib.get_close_matches(name, known_words(), 1)
+    raise UsageError(f"unknown mount option {word!r}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def known_words() -> list[str]:
+    """The words of -o that do something, without their values."""
+    declared = [w for f in _declared() for w in (f.metadata["o"], f.metadata["no"]) if w and not f.metadata["hidden"]]
+    return [*declared, *(a.o for a in ALIASES if a.o)]
 
 
 def _parsed(f: Any, shown: str, text: str) -> Any:
@@ -620,17 +801,40 @@ def arguments(values: dict[str, Any]) -> list[str]:
     return out
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """Options of a command line without the program's name. Raises UsageError."""
-    given = vars(parser().parse_args(list(argv)))
+def _given(argv: list[str], before: str, ends: bool) -> dict[str, Any]:
+    """What was typed, by argparse's names; without `ends`, SOURCE and MOUNTPOINT may both be left out."""
+    try:
+        return vars(parser(before=before).parse_args(argv))
+    except MissingError as e:
+        missing = e
+    for names in (("mountpoint",), ()) if not ends else (("mountpoint",),):
+        try:
+            found = vars(parser(names).parse_args(argv))
+        except UsageError:
+            continue
+        words = [w for text in found.get("mount_options", []) for w in split_mount_options(text)]
+        if not names or any(w.startswith(f"{SOURCE_WORD}=") for w in words):
+            return found
+    raise missing
+
+
+def parse(argv: Sequence[str], *, before: str = "", ends: bool = True) -> Options:
+    """Options of a command line without the program's name. Raises UsageError.
+
+    before: what --help says first. ends: SOURCE and MOUNTPOINT have to be given; otherwise they may be ''.
+    """
+    given = _given(list(argv), before, ends)
     values: dict[str, Any] = {}
     for text in given.pop("mount_options", []):
         for word in split_mount_options(text):
             for name, value in mount_option(word).items():
-                before = values.get(name) if named(name).metadata["repeat"] else ""
-                values[name] = f"{before}+{value}" if before else value
+                repeats = name != SOURCE_WORD and named(name).metadata["repeat"]
+                before_it = values.get(name) if repeats else ""
+                values[name] = f"{before_it}+{value}" if before_it else value
+    if SOURCE_WORD in values and SOURCE_WORD in given:
+        raise UsageError("SOURCE, and -o source= too: one of them")
     for name, value in given.items():
-        repeated = name in values and named(name).metadata["repeat"]
+        repeated = name in values and name not in ENDS and named(name).metadata["repeat"]
         values[name] = f"{values[name]}+{value}" if repeated else value
     background = values.pop("background", False)
     if values.get("debug") or (values.get("debug_fuse") and not background):
