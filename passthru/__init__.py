@@ -12,7 +12,8 @@ from ._version import VERSION as __version__
 from .errors import MountError, MountpointError, PassthruError, SourceError, TransportError, UsageError
 
 if TYPE_CHECKING:
-    from .api import Mount, mount
+    from . import stats
+    from .api import Mount, check, mount
     from .options import Options
     from .stats import Snapshot
 
@@ -27,14 +28,20 @@ __all__ = [
     "TransportError",
     "UsageError",
     "__version__",
+    "check",
     "mount",
+    "stats",
 ]
 
 # Imported when first used: the command needs only some of them, and numpy takes its time.
-_LATER = {"Mount": "api", "mount": "api", "Options": "options", "Snapshot": "stats"}
+_LATER = {"Mount": "api", "check": "api", "mount": "api", "Options": "options", "Snapshot": "stats"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "stats":
+        from importlib import import_module
+
+        return import_module(".stats", __name__)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

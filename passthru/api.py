@@ -9,21 +9,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import inspect
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
-from . import child, mounting, options, stats
-from .errors import MountpointError, PassthruError, SourceError
+from . import child, control, mounting, options, stats
+from .errors import MountpointError, PassthruError, SourceError, UsageError
 
 P = ParamSpec("P")
-Path = str | os.PathLike[str]
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _live: set[Mount] = set()  # they stay, whether or not the caller keeps them
 
@@ -62,9 +63,13 @@ class Mount:
         _live.add(self)
 
     def __repr__(self) -> str:
-        return f"<passthru.Mount of {self.source} on {self.mountpoint}, pid {self.pid}>"
+        how = "another process's" if os.getpid() != self._owner else (
+            f"serves by {self.summary.rpartition(': ')[2].partition(',')[0]}" if self.alive else "ended")
+        return f"<passthru.Mount of {self.source} on {self.mountpoint}: {how}, pid {self.pid}>"
 
     def __enter__(self) -> Self:
+        if os.getpid() == self._owner and not self.alive:
+            raise PassthruError(f"the daemon of {self.mountpoint} has ended")
         return self
 
     def __exit__(
@@ -87,6 +92,19 @@ class Mount:
     def stats(self) -> stats.Snapshot:
         """The counters at this moment. LookupError after the mount's end."""
         return stats.of(self.mountpoint)
+
+    def set(self, **keywords: Any) -> None:
+        """Change options while it serves, as `passthru set` does: all of them, or none and an error.
+
+        keywords: those that docs/monitoring.md lists. Raises UsageError, PassthruError; LookupError after the end.
+        """
+        self._check_owner()
+        live = {field: name for name, field in options.live_options().items()}
+        for name in keywords:
+            if name not in live:
+                raise UsageError(f"{name} cannot be changed while the mount serves; {', '.join(live)} can")
+        if keywords:
+            control.ask_set(self.stats(), [f"{live[n]}={options.value_text(v)}" for n, v in keywords.items()])
 
     def unmount(self, *, force: bool = False, timeout: float | None = None) -> None:
         """Unmount, and wait for the daemon's end.
@@ -190,19 +208,60 @@ def mount(source: Path, mountpoint: Path, /, **keywords: Any) -> Mount:
     Raises TypeError (no such option, or a value of the wrong type), UsageError (a bad value),
     SourceError, MountpointError, TransportError, MountError, or PassthruError; then nothing is mounted.
     """
-    source, mountpoint = os.fspath(source), os.fspath(mountpoint)
+    source, mountpoint = os.fsdecode(source), os.fsdecode(mountpoint)
     if not source:
         raise SourceError("source '': No such file or directory")
     if not mountpoint:
         raise MountpointError("mountpoint '': No such file or directory")
-    known = {f.name for f in fields(options.Options)}
-    for name in keywords:
-        if name not in known:
-            raise TypeError(f"mount() has no option {name!r}")
-    keywords.pop("foreground", None)  # of the command only
-    arguments = options.arguments(keywords)
+    arguments = _arguments(keywords)
     source, mountpoint = os.path.abspath(source), os.path.abspath(mountpoint)
     options.parse([*arguments, "--", source, mountpoint])  # what is wrong is known without a process
     if not sys.executable:
         raise PassthruError("sys.executable is not set: no interpreter to run the daemon with")
     return Mount(arguments, source, mountpoint)
+
+
+def _arguments(keywords: dict[str, Any]) -> list[str]:
+    """The command line's words. Raises TypeError."""
+    known = {f.name for f in fields(options.Options)}
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"mount() has no option {name!r}")
+    return options.arguments({name: value for name, value in keywords.items() if name != "foreground"})
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How a mount would come out. result: the error, or what would serve it; exit_code: the command's.
+
+    checks: what was looked at, each with the keys name, state ("ok", "missing", "note"), value, cure.
+    """
+
+    works: bool
+    exit_code: int
+    result: str
+    checks: list[dict[str, str]]
+
+    def __bool__(self) -> bool:
+        return self.works
+
+
+def check(source: Path | None = None, mountpoint: Path | None = None, /, **keywords: Any) -> CheckResult:
+    """What this machine can do and, if they are given, how that mount would come out; nothing is mounted.
+
+    keywords: as of mount(). By a process of its own. Raises TypeError, UsageError, PassthruError.
+    """
+    if (source is None) != (mountpoint is None):
+        raise TypeError("check() takes a source and a mountpoint, or neither")
+    ends = [] if source is None or mountpoint is None else [
+        "--", os.path.abspath(os.fsdecode(source)), os.path.abspath(os.fsdecode(mountpoint))]
+    arguments = _arguments(keywords)
+    options.parse([*arguments, *ends], ends=bool(ends))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "passthru", "check", "--json", *arguments, *ends], env=_environment(),
+        stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        raise PassthruError(os.fsdecode(done.stderr).strip() or f"check ended with {done.returncode}") from None
+    return CheckResult(said["works"], said["exit_code"], said["result"], said["checks"])

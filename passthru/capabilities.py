@@ -24,11 +24,16 @@ CAP_MAC_ADMIN: Final = 33
 INITIAL_USER_NS: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO
 
 
+def status() -> dict[str, int]:
+    """CapEff, CapBnd, and NoNewPrivs of this process (proc_pid_status(5))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+        pairs = [line.split(":", 1) for line in f]
+    return {name: int(value, 16) for name, value in pairs if name in ("CapEff", "CapBnd", "NoNewPrivs")}
+
+
 def capable(cap: int) -> bool:
     """Has this process capability number `cap` (capabilities(7))?"""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
-        caps = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
-    return bool(caps >> cap & 1)
+    return bool(status()["CapEff"] >> cap & 1)
 
 
 def capable_of_all(cap: int) -> bool:

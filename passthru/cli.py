@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from . import commands, log, sd_notify
 from . import options as opts
-from .errors import MountpointError, PassthruError, SourceError
+from .errors import MountpointError, PassthruError, SourceError, reason, unexpected
 from .session import run
 from .stdio import close_inherited, quiet, standard_files
 
@@ -28,8 +28,11 @@ def background(
         with os.fdopen(read_end, "rb") as f:
             said = f.read()
         if said.startswith(b"ready "):
+            line, *rest = os.fsdecode(said[6:]).split("\0")
+            for note in rest:
+                log.warning(note)
             if told is not None:
-                told(os.fsdecode(said[6:]))
+                told(line)
             return 0
         os.waitpid(child, 0)
         number, _, text = os.fsdecode(said).partition(" ")
@@ -43,7 +46,12 @@ def background(
         quiet((0, 1) if options.log == "stderr" else (0, 1, 2))
         if options.log != "stderr":
             log.info(line)
-        tell(b"ready " + os.fsencode(line))
+        tell(b"ready " + os.fsencode("\0".join([line, *notes])))
+
+    notes: list[str] = []
+
+    def noted(idle: Sequence[str], advice: str) -> None:
+        notes.extend([*idle, advice] if advice else idle)  # whoever has typed the command hears them; once
 
     def tell(word: bytes) -> None:
         nonlocal write_end
@@ -63,13 +71,13 @@ def background(
         opts.open_log(options)
         if before is not None:
             before()
-        run(options, ready)
+        run(options, ready, notes=noted)
     except PassthruError as e:
         code = e.exit_code
         failed(str(e))
     except Exception as e:  # the parent waits for a word
         code = 1
-        failed(f"{type(e).__name__}: {e}")
+        failed(unexpected(e))
     os._exit(code)
 
 
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in commands.COMMANDS:
             return commands.run(argv[0], argv[1:])
-        options = opts.parse(argv)
+        options = opts.parse(argv, before=commands.summary())
         if not options.source:
             raise SourceError("source '': No such file or directory")
         if not options.mountpoint:
@@ -113,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:  # a fault of ours: the same form as in the background
         if "-d" in argv or "--debug" in argv:
             raise
-        log.error(f"{type(e).__name__}: {e}")
+        log.error(unexpected(e))
         return 1
     return 0
 
@@ -123,7 +131,18 @@ def script() -> None:
     standard_files()
     if not (len(sys.argv) > 1 and sys.argv[1] in commands.COMMANDS):
         close_inherited()  # by an fd of another filesystem, or namespace, all of that could be reached
-    code = main()
-    sys.stdout.flush()
+    # numpy's linear algebra, of which nothing is used, would have memory and threads for each CPU.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    code: int | str | None
+    try:
+        code = main()
+    except SystemExit as e:  # --help, --version
+        code = e.code
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        if not code:
+            log.error(f"standard output: {reason(e)}")
+            code = 1
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else 0)

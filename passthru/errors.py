@@ -55,6 +55,17 @@ def by_exit_code(code: object) -> type[PassthruError]:
     return next((c for c in _KINDS if c.exit_code == code), PassthruError)
 
 
+def unexpected(error: Exception) -> str:
+    """A line for an error of another kind; what is known to be want of memory says so."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "failed to map segment" in text or "start new thread" in text:
+        return "too little memory: look at ulimit -v and -u, and at a container's limits"
+    if isinstance(error, OSError) and error.errno:
+        return (f"{error.filename}: " if error.filename else "") + reason(error)
+    lines = text.strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else '?'}"
+
+
 def reason(error: OSError) -> str:
     """The text of an OSError's errno, without path and number."""
     return os.strerror(error.errno) if error.errno else str(error)

@@ -71,6 +71,14 @@ def _is_served_by(m: MountInfo, page: Snapshot) -> bool:
     return m.dev == page.header["fuse_dev"] and m.user_id == page.owner
 
 
+def _family(pid: int) -> list[int]:
+    """A daemon and its keeper: the daemon may have a namespace of its own, in which its mount is not."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children())]
+    except psutil.Error:
+        return [pid]
+
+
 def _of_page(page: Snapshot, table: list[MountInfo]) -> Mount | None:
     here = [m for m in table if _is_served_by(m, page)]
     own = next((m for m in here if m.mount_id == page.header["mount_id"]), None)
@@ -81,9 +89,10 @@ def _of_page(page: Snapshot, table: list[MountInfo]) -> Mount | None:
     if here:
         return Mount(MOUNTED, page.source, (own or here[0]).target, page.owner, page)
     state = DETACHED
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        if any(_is_served_by(m, page) for m in mounts(page.pid)):
-            state = ELSEWHERE
+    for pid in _family(page.pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if any(_is_served_by(m, page) for m in mounts(pid)):
+                state = ELSEWHERE
     return Mount(state, page.source, page.mountpoint, page.owner, page)
 
 

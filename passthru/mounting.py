@@ -11,17 +11,19 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from . import _sys
+from . import _sys, capabilities
 from .errors import MountError, MountpointError, reason
 from .options import Options
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME = 1, 2, 4, 8, 0x10
 MOUNT_ATTR_ATIME_MODE = 0x70
 MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSYMFOLLOW = 0x20, 0x80, 0x200000
+FUSE_CONF = "/etc/fuse.conf"
 SYNC_TIME = 1.0  # seconds, for writing what a busy mount holds
 LONGEST_STRING = 255  # of fsconfig(2)
+CONTEXTS = ("context", "fscontext", "defcontext", "rootcontext")  # labels, of SELinux
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 
@@ -124,6 +126,9 @@ class KernelMount:
                 strings["max_read"] = str(options.max_read)
             if options.subtype:
                 strings["subtype"] = options.subtype
+            for name in CONTEXTS:
+                if getattr(options, name):
+                    strings[name] = getattr(options, name)
             for key, value in strings.items():
                 # Only shown, so a long one may lose its end.
                 _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value)[:LONGEST_STRING])
@@ -171,12 +176,51 @@ def fusermount_program() -> str:
     return program
 
 
+def user_allow_other() -> bool:
+    """May users other than root give -o allow_other?"""
+    try:
+        with open(FUSE_CONF, encoding="utf-8", errors="replace") as f:
+            return any(line.split("#")[0].strip() == "user_allow_other" for line in f)
+    except OSError:
+        return False
+
+
+def check_fusermount(options: Options, target: str) -> None:
+    """Raises MountError for what fusermount3 would refuse, as far as it can be known before.
+
+    target: '' if there is none yet.
+    """
+    program = fusermount_program()
+    for f in fields(options):
+        if f.metadata.get("root") and getattr(options, f.name):
+            raise MountError(f"-o {f.metadata['o']}: only root can have that")
+    st, status = os.stat(program), capabilities.status()
+    if not status["CapBnd"] >> capabilities.CAP_SYS_ADMIN & 1:
+        raise MountError("fusermount3: CAP_SYS_ADMIN is out of bounds for all programs here, as in most containers")
+    if os.getuid() != 0 and not status["CapEff"] >> capabilities.CAP_SYS_ADMIN & 1:
+        if status["NoNewPrivs"]:
+            raise MountError("fusermount3: no program can gain rights here (no_new_privs)")
+        setuid = st.st_mode & stat.S_ISUID and st.st_uid == 0
+        if not setuid and "security.capability" not in os.listxattr(program):
+            raise MountError(f"fusermount3: {program} is not set-user-ID root: chmod u+s, as root")
+        if os.statvfs(program).f_flag & os.ST_NOSUID:
+            raise MountError(f"fusermount3: {program} lies on a filesystem that is mounted nosuid")
+    if os.getuid() == 0:
+        return
+    if allow_other(options) and not user_allow_other():
+        raise MountError(f"fusermount3: option allow_other only allowed if 'user_allow_other' is set in {FUSE_CONF}")
+    if not target:
+        return
+    here = os.stat(target)
+    if not os.access(target, os.W_OK) or (
+            stat.S_ISDIR(here.st_mode) and here.st_mode & stat.S_ISVTX and here.st_uid != os.getuid()):
+        raise MountError(f"fusermount3: user has no write access to mountpoint {target}")
+
+
 def fusermount(options: Options, source: str, target: str) -> int:
     """Mount as an ordinary user; the /dev/fuse fd. The mount is visible at once, waiting for INIT."""
+    check_fusermount(options, target)
     program = fusermount_program()
-    for name in ("nosymfollow", "strictatime", "nodiratime"):
-        if getattr(options, name):
-            raise MountError(f"-o {name}: only root can have that")
     words = [f"subtype={options.subtype}"] if options.subtype else []
     words += ["fsname=" + (options.fsname or source).replace("\\", "\\\\").replace(",", "\\,")]
     words += ["ro"] if options.read_only else []
@@ -184,7 +228,6 @@ def fusermount(options: Options, source: str, target: str) -> int:
     words += ["default_permissions"] if options.default_permissions else []
     words += [f"max_read={options.max_read}"] if options.max_read else []
     words += ["noexec"] if options.noexec else []
-    words += ["noatime"] if options.noatime else []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         child = subprocess.Popen(
@@ -199,7 +242,8 @@ def fusermount(options: Options, source: str, target: str) -> int:
             fds.frombytes(data[:4])
     if child.returncode or not fds:
         text = err.decode(errors="replace").strip().splitlines()
-        raise MountError(text[-1] if text else f"fusermount3 failed ({child.returncode})")
+        said = text[-1].removeprefix(os.path.dirname(program) + "/") if text else ""
+        raise MountError(said or f"fusermount3 failed ({child.returncode})")
     os.set_inheritable(fds[0], False)
     return fds[0]
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from . import idmap, log
 from ._version import VERSION
 from .errors import UsageError
+from .stdio import say
 
 PAGE = 4096
 POOL = 15 << 18  # bytes: with a ring and what else a queue's thread takes, below 4 MiB for each CPU
@@ -212,7 +213,8 @@ class Options:
         False, "unmount also when the daemon is killed: a second process sees to that", "--auto-unmount",
         o="auto_unmount", no="noauto_unmount")
     fsname: str | None = option(
-        None, "what mount(8) shows as the source; default: the source", "--fsname", parse=_name, metavar="NAME", o="fsname")
+        None, "what mount(8) shows as the source; default: the source", "--fsname", parse=_name, metavar="NAME",
+        o="fsname")
     subtype: str = option(
         "passthru", "the filesystem's type is shown as fuse.NAME; empty: as fuse", parse=_word, metavar="NAME",
         o="subtype")
@@ -480,7 +482,8 @@ ALIASES = (
     Alias("the same as --local-locks", o="no_remote_lock", sets={"local_locks": True}),
     Alias("accepted, there is nothing to switch off: data is not spliced", ("--nosplice",)),
     Alias("accepted, each thread has an fd of its own always", ("--clone-fd",), o="clone_fd"),
-    Alias("attributes and names: --attr-timeout and --entry-timeout", o="timeout", value_of="attr_timeout entry_timeout"),
+    Alias("attributes and names: --attr-timeout and --entry-timeout", o="timeout",
+          value_of="attr_timeout entry_timeout"),
     Alias("the opposite of --writeback", o="no_writeback", sets={"writeback": False}),
     Alias("the same as noxattr", o="no_xattr", sets={"xattr": False}),
     Alias("all belongs to that user: --map-uid NAME:all", ("--force-user",), o="force-user", value_of="map_uid",
@@ -512,7 +515,8 @@ IGNORED = frozenset(
     " no_splice_read no_splice_write no_splice_move splice_read splice_write splice_move".split())
 # mount(8) options that promise what would not be so.
 REFUSED = {
-    "sync": "writes would not wait for the source's device: leave it out, and use O_SYNC or fsync(2), which are carried",
+    "sync": "writes would not wait for the source's device: leave it out, and use O_SYNC or fsync(2), which are "
+            "carried",
     "dirsync": "changes of directories would not wait for the source's device: leave it out, and use fsync(2) of the "
                "directory, which is carried",
     "iocharset": "names are bytes here, as in the source: leave it out",
@@ -530,8 +534,7 @@ class _Parser(argparse.ArgumentParser):
         raise (MissingError if message.startswith("the following arguments are required") else UsageError)(message)
 
     def _print_message(self, message: str, file: Any = None) -> None:  # the original hides what went wrong
-        if message:
-            (file or sys.stderr).write(message)
+        say(message, file or sys.stderr)
 
 
 def _declared() -> list[Any]:
@@ -563,7 +566,7 @@ def facts(f: Any) -> list[str]:
 def help_text(f: Any) -> str:
     """What --help says of an option."""
     more = "; ".join(facts(f))
-    return f.metadata["help"] + (f" ({more})" if more else "")
+    return str(f.metadata["help"]) + (f" ({more})" if more else "")
 
 
 def named(name: str) -> Any:
@@ -598,8 +601,8 @@ class _Sets(argparse.Action):
             setattr(into, name, value)
 
 
-DESCRIPTION = ("Mirror the directory SOURCE at the directory MOUNTPOINT, or the file or block device SOURCE at the file "
-               "MOUNTPOINT.")
+DESCRIPTION = ("Mirror the directory SOURCE at the directory MOUNTPOINT, or the file or block device SOURCE at the "
+               "file MOUNTPOINT.")
 ENDS = ("source", "mountpoint")
 
 
@@ -662,7 +665,7 @@ def _declare(group: Any, f: Any) -> None:
 
 def _o_forms(f: Any) -> str:
     m = f.metadata
-    return m["o"] + (f"={m['metavar']}" if m["parse"] else "") + (f"|{m['no']}" if m["no"] else "")
+    return str(m["o"]) + (f"={m['metavar']}" if m["parse"] else "") + (f"|{m['no']}" if m["no"] else "")
 
 
 def split_mount_options(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -31,7 +32,6 @@ from .source import open_source
 from .stdio import quiet
 from .transport import PARAMETER, ring_parameter
 
-FUSE_CONF = "/etc/fuse.conf"
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -119,11 +119,15 @@ class _Rehearsed(BaseException):
 
 
 class _Rehearsal(Session):
-    """A session that does everything but appear."""
+    """A session that does everything but appear. asked: the kernel's INIT, for a mount by fusermount3."""
+
+    asked: init.Init | None = None
 
     def _mount(self) -> None:
-        if not capable(CAP_SYS_ADMIN):
-            _check_fusermount(self.options, self._connection.target)
+        if self._connection.by_fusermount:
+            mounting.check_fusermount(self.options, self._connection.target)
+            if self.asked is not None:
+                self._agree(self.asked)
             raise _Rehearsed
         super()._mount()
 
@@ -136,22 +140,19 @@ class _Rehearsal(Session):
         except _Rehearsed:
             if not self._connection.by_fusermount:
                 return self.summary()
-            how = "ring" if self.transport.ring else "dev"
-            return f"{self.options.source} on {self._connection.target}: {how} transport, by fusermount3"
+            how = "ring" if self.transport.ring else "/dev/fuse"
+            why = f" ({self.transport.why})" if self.transport.why else ""
+            return f"{self.options.source} on {self._connection.target}: {how} transport, by fusermount3{why}"
 
 
-def _check_fusermount(options: Options, target: str) -> None:
-    """Raises MountError for what fusermount3 would refuse."""
-    mounting.fusermount_program()
-    if mounting.allow_other(options) and not user_allow_other():
-        raise MountError(f"-o allow_other: user_allow_other is not in {FUSE_CONF}")
-    st = os.stat(target)
-    if not os.access(target, os.W_OK) or (st.st_mode & stat.S_ISVTX and st.st_uid != os.geteuid()):
-        raise MountError(f"fusermount3: user has no write access to mountpoint {target}")
+def _rehearsed(options: Options, asked: init.Init | None) -> str:
+    rehearsal = _Rehearsal(options)
+    rehearsal.asked = asked
+    return rehearsal.rehearse()
 
 
-def rehearse(options: Options) -> Outcome:
-    """How a mount with these options would end."""
+def rehearse(options: Options, asked: init.Init | None = None) -> Outcome:
+    """How a mount with these options would end. asked: the kernel's INIT, if that is known."""
     quiet = replace(options, auto_unmount=False, enable_uring=False)
     switched = options.enable_uring and options.transport != "dev" and ring_parameter() == "N"
     if switched:
@@ -159,21 +160,12 @@ def rehearse(options: Options) -> Outcome:
             return Outcome(TransportError.exit_code, f"--enable-uring: {PARAMETER}: Permission denied")
         quiet = replace(quiet, transport="dev", dialect="auto", zero_copy="auto")
     try:
-        text = in_child(lambda: _Rehearsal(quiet).rehearse())
+        text = in_child(lambda: _rehearsed(quiet, asked))
     except PassthruError as e:
         return Outcome(e.exit_code, str(e))
     except OSError as e:
         return Outcome(1, reason(e))
     return Outcome(0, text + (" (the ring is off now; --enable-uring would switch it on)" if switched else ""))
-
-
-def user_allow_other() -> bool:
-    """May users other than root give -o allow_other?"""
-    try:
-        with open(FUSE_CONF, encoding="utf-8", errors="replace") as f:
-            return any(line.split("#")[0].strip() == "user_allow_other" for line in f)
-    except OSError:
-        return False
 
 
 def _tried(act: Callable[[], object]) -> OSError | None:
@@ -192,8 +184,11 @@ def kernel_checks() -> list[Check]:
     """The kernel: protocol, ring, dialects, passthrough."""
     found = [Check("kernel", "note", f"{os.uname().sysname} {os.uname().release}")]
     error = _tried(lambda: os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)))
+    cure = "modprobe fuse; in a container: --device /dev/fuse"
+    if error is not None and error.errno == errno.EACCES:
+        cure = "as root: chmod 666 /dev/fuse, as is usual"
     found.append(Check("/dev/fuse", "ok", "yes") if error is None else Check(
-        "/dev/fuse", "missing", reason(error), "modprobe fuse; in a container: --device /dev/fuse"))
+        "/dev/fuse", "missing", reason(error), cure))
     asked: init.Init | None = None
     try:
         asked = fuse_init()
@@ -295,8 +290,9 @@ def process_checks() -> list[Check]:
         setuid = os.stat(program).st_mode & stat.S_ISUID
         found.append(Check("fusermount3", "ok" if setuid else "note", program + ("" if setuid else ", not setuid"),
                            "" if setuid else f"users other than root need it: chmod u+s {program}"))
-    found.append(Check("user_allow_other", "ok", "yes") if user_allow_other() else Check(
-        "user_allow_other", "note", f"not in {FUSE_CONF}", "-o allow_other of users other than root needs it there"))
+    found.append(Check("user_allow_other", "ok", "yes") if mounting.user_allow_other() else Check(
+        "user_allow_other", "note", f"not in {mounting.FUSE_CONF}",
+        "-o allow_other of users other than root needs it there"))
     helper = os.path.exists("/sbin/mount.passthru")
     found.append(Check("mount(8), fstab", "ok" if helper else "note", "mount.passthru is installed" if helper else
                        "no mount.passthru", "" if helper else "as root: passthru install-helper"))
@@ -388,6 +384,11 @@ def machine_outcome(checks: list[Check], options: Options) -> Outcome:
         return Outcome(MountError.exit_code, by_name["FUSE protocol"].cure)
     if by_name["fusermount3"].state == "missing":
         return Outcome(MountError.exit_code, "fusermount3 is not installed, and only root mounts without")
+    if not capable(CAP_SYS_ADMIN):
+        try:
+            mounting.check_fusermount(options, "")
+        except MountError as e:
+            return Outcome(MountError.exit_code, str(e))
     needed = ["io_uring", "FUSE over io_uring"]
     if options.enable_uring and ring_parameter() == "N" and os.access(PARAMETER, os.W_OK):
         del needed[1]
@@ -407,7 +408,10 @@ def check(options: Options) -> tuple[list[Check], Outcome]:
     if not options.source:
         return checks, machine_outcome(checks, options)
     checks += [*source_checks(options.source), mountpoint_check(options.mountpoint)]
-    outcome = rehearse(options)
+    asked = None
+    with contextlib.suppress(OSError, PassthruError):
+        asked = fuse_init()
+    outcome = rehearse(options, asked if asked is not None and not init.too_old(asked) else None)
     protocol = next(c for c in checks if c.name == "FUSE protocol")
     if outcome.exit_code == 0 and protocol.state == "missing":  # by fusermount3, INIT is not rehearsed
         outcome = Outcome(MountError.exit_code, protocol.cure)

@@ -27,7 +27,7 @@ def configure(core: _server.ServerCore, o: Options, *, passthrough: bool) -> Non
     core.configure(
         attr_timeout=o.attr_timeout, entry_timeout=o.entry_timeout, negative_timeout=o.negative_timeout,
         direct_io=o.direct_io or policy.direct_io, keep_cache=policy.keep, spin_us=o.spin_us,
-        parallel_writes=o.parallel_direct_writes, passthrough=passthrough and o.passthrough)
+        parallel_writes=o.parallel_direct_writes, passthrough=passthrough and o.passthrough is not False)
 
 
 def _blocks(threads: int) -> int:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,12 +59,16 @@ class Session:
         self.wake_read = -1
         self.broken = False
         self.end_by: float | None = None
+        self.notes: list[str] = []  # what was asked for by name, and is without effect
         self.elsewhere = False
 
     # ------------------------------------------------------------ start
 
     def start(self) -> str:
-        """Make the mount usable; a line that says what serves it. Raises PassthruError, nothing mounted."""
+        """Make the mount usable; a line that says what serves it. Raises PassthruError, nothing mounted.
+
+        What more there is to say is in `notes`, and in `transport.advice`.
+        """
         try:
             self._open()
             self._prepare()
@@ -81,7 +85,7 @@ class Session:
         self.source = open_source(o.source)
         self.source_fd = self.source.fd
         target, target_fd = mounting.open_mountpoint(o.mountpoint, self.source.directory)
-        if self.source.read_only:
+        if self.source.read_only:  # nor could it be written to through the mount
             self.options = o = replace(o, read_only=True)
         self.fixed = keeps_size(self.source, o)
         resources.check_max_write(o)
@@ -191,14 +195,39 @@ class Session:
             self.watcher.agree(request, o)
         flags = init.choose(request, init.Situation(
             o, self.transport.ring, self.identity, self.core.own_umask, capable(CAP_FSETID),
-            o.passthrough and not (o.writeback or o.direct_io or self.fixed or self.source.device)
+            o.passthrough is not False and not (o.writeback or o.direct_io or self.fixed or self.source.device)
             and capable_of_all(CAP_SYS_ADMIN)))
         log.debug(f"INIT 7.{request.minor}: offered {' '.join(init.names(request.flags))}")
         log.debug(f"INIT: taken {' '.join(init.names(flags))}")
         agreed = Agreement(min(init.MINOR, request.minor), flags, o.max_write)
         self.passthrough = bool(flags & init.flag("PASSTHROUGH"))
+        self._note_idle(request, flags)
+        if o.passthrough is None:
+            self.options = replace(o, passthrough=self.passthrough)
         self.core.negotiated(flags, agreed.minor, self._connection.fuse_fd, self.passthrough)
         return agreed
+
+    def _note_idle(self, request: init.Init, flags: int) -> None:
+        """Options that were given by name and do nothing here: nobody is to believe that they do."""
+        o = self.options
+
+        def idle(option: str, capability: str, why: str) -> None:
+            if not flags & init.flag(capability):
+                if not request.offers(capability):
+                    why = "this kernel has none of it"
+                self.notes.append(f"{option} does nothing: {why}")
+
+        if o.passthrough:
+            idle("--passthrough", "PASSTHROUGH", "only root's daemon has kernel passthrough (CAP_SYS_ADMIN)"
+                 if not capable_of_all(CAP_SYS_ADMIN) else
+                 "no kernel passthrough with --writeback or --direct-io, or of what keeps its size")
+        if o.selinux:
+            idle("--selinux", "SECURITY_CTX", "only root's daemon makes files for others")
+        if o.idmapped:
+            idle("--idmapped", "ALLOW_IDMAP", "only root's mounts can be idmapped")
+        if not self.identity:
+            self.notes += [f"{option} does nothing: it is of root's mounts" for option, given in (
+                ("--trust-modes", o.trust_modes), ("--submounts all", o.submounts == "all")) if given]
 
     def _attach(self) -> None:
         """A rehearsal (probe.py) ends here."""
@@ -407,15 +436,23 @@ class Session:
 
 
 def run(
-    options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None
+    options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None,
+    notes: Callable[[Sequence[str], str], None] | None = None,
 ) -> None:
     """Mount, tell `ready` what serves it, and serve until the end. Raises PassthruError.
 
+    notes: told before of Session.notes and Transport.advice; without it the former are logged.
     stopping: called when the end has begun.
     """
     session = Session(options, stopping)
     try:
-        ready(session.start())
+        line = session.start()
+        if notes is not None:
+            notes(session.notes, session.transport.advice)
+        else:
+            for note in session.notes:
+                log.warning(note)
+        ready(line)
         session.serve()
     finally:
         log.stop()

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
-from . import _server
+from . import _server, mounting
 from ._confine import NUMBERS
 from .errors import SourceError, UsageError, reason
 from .options import Options
@@ -16,7 +16,7 @@ from .options import Options
 
 @dataclass(frozen=True)
 class Source:
-    """An open source. fd: O_RDONLY; mode: st_mode; size: bytes of a file or device; read_only: a device that is."""
+    """An open source. fd: O_RDONLY; mode: st_mode; size: bytes of a file or device; read_only: nothing writes to it."""
 
     fd: int
     mode: int
@@ -64,9 +64,18 @@ def open_source(path: str) -> Source:
     except OSError as e:
         raise SourceError(f"source {path}: {reason(e)}") from None
     size, read_only = os.fstat(fd).st_size, False
-    if stat.S_ISBLK(mode):
+    if not stat.S_ISBLK(mode):
+        read_only = bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY) and not (
+            stat.S_ISDIR(mode) and _writable_below(os.path.realpath(path)))
+    else:
         size, read_only = _ask(fd, NUMBERS["BLKGETSIZE64"], "Q"), bool(_ask(fd, NUMBERS["BLKROGET"], "i"))
     return Source(fd, mode, size, read_only)
+
+
+def _writable_below(source: str) -> bool:
+    """Is a filesystem mounted below a directory that may be written to? What is to come is not known."""
+    start = source.rstrip("/") + "/"
+    return any(m.target.startswith(start) and "rw" in m.options for m in mounting.mounts())
 
 
 def _ask(fd: int, request: int, kind: str) -> int:

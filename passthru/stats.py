@@ -7,13 +7,15 @@ file of the right owner and size is not opened or not believed.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import mmap
 import os
 import stat
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from .mounting import mounts
 from .status_page import (
     BLOCK_FIELDS,
+    COUNTERS,
     DIALECTS,
     HEADER,
     HEADER_FIELDS,
@@ -93,9 +96,13 @@ class Snapshot:
     threads: Any
     owner: int = 0
     path: Path = Path()
+    at: float = field(default_factory=time.time)
+    seconds: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Snapshot of {self.mountpoint}, pid {self.pid}, {self.transport}>"
+        requests = self.total("ring_requests") + self.total("dev_requests")
+        return (f"<Snapshot of {self.mountpoint}, pid {self.pid}, {self.transport}"
+                f"{', kernel passthrough' if self.passthrough else ''}: {requests} requests in {self.uptime} s>")
 
     @property
     def pid(self) -> int:
@@ -161,7 +168,10 @@ class Snapshot:
         return found if isinstance(found, dict) else {}
 
     def total(self, counter: str) -> int:
-        """A counter over all threads."""
+        """A counter over all threads; status_page.COUNTERS has their names. KeyError: there is none of that name."""
+        if counter not in COUNTERS:
+            near = difflib.get_close_matches(counter, COUNTERS, 3) or COUNTERS
+            raise KeyError(f"no counter {counter!r}; there are {', '.join(near)}")
         return int(self.threads[counter].sum())
 
     def ops(self) -> dict[str, int]:
@@ -181,6 +191,33 @@ class Snapshot:
         buckets, ns = self.threads["latency"].sum(axis=0), self.threads["op_ns"].sum(axis=0)
         return {OPCODES.get(n, f"opcode {n}"): Latency(buckets[n], int(ns[n]))
                 for n in range(len(ns)) if buckets[n].any()}
+
+    @property
+    def uptime(self) -> int:
+        """Seconds from the daemon's start to now; of a difference, seconds between its two snapshots."""
+        return self.seconds if self.seconds is not None else max(0, int(self.at - int(self.header["started"])))
+
+    def __sub__(self, before: Snapshot) -> Snapshot:
+        """What has happened between two snapshots of one mount, whose counters are differences.
+
+        ValueError: they are of different mounts.
+        """
+        if (self.pid, self.header["start_ticks"]) != (before.pid, before.header["start_ticks"]):
+            raise ValueError(f"{self!r} and {before!r} are of different mounts")
+        threads = self.threads.copy()
+        known = min(len(threads), len(before.threads))
+        for name in (*COUNTERS, "ops", "op_errors", "op_ns", "latency"):
+            threads[name][:known] -= before.threads[name][:known]
+        return Snapshot(self.header, threads, self.owner, self.path, self.at, round(self.at - before.at))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same in Python's own types, as for json.dumps()."""
+        return {
+            "source": self.source, "mountpoint": self.mountpoint, "pid": self.pid, "uptime": self.uptime,
+            "transport": self.transport, "dialect": self.dialect, "passthrough": self.passthrough,
+            "not_passed": self.not_passed, "why": self.why, "sandbox": self.sandbox, "in_flight": self.in_flight,
+            "counters": {name: self.total(name) for name in COUNTERS}, "operations": self.ops(),
+            "errors": self.op_errors(), "options": self.settings}
 
     @property
     def in_flight(self) -> int:

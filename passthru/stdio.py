@@ -5,6 +5,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable
+from typing import TextIO
+
+from .errors import PassthruError, reason
 
 _null = -1
 
@@ -22,6 +25,16 @@ def quiet(fds: Iterable[int] = (0, 1, 2)) -> None:
         os.dup2(null, fd)
     if null != _null:
         os.close(null)
+
+
+def say(text: str, file: TextIO) -> None:
+    """Write a text. Raises PassthruError."""
+    try:
+        file.write(text or "")
+        file.flush()
+    except OSError as e:
+        quiet([file.fileno()])  # else what is left of it would fail again
+        raise PassthruError(f"standard output: {reason(e)}") from None
 
 
 def standard_files() -> None:

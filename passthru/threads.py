@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from . import _sys
+from .errors import PassthruError, unexpected
 
 STEP = 0.01  # seconds that end() waits for a thread before it wakes it again
 
@@ -39,6 +40,13 @@ class ServingThread(threading.Thread):
     def wake(self) -> None:
         """For other threads: have serve() look whether it is to end. A call may be lost."""
 
+    def start(self) -> None:
+        """Raises PassthruError."""
+        try:
+            super().start()
+        except RuntimeError as e:
+            raise PassthruError(f"{self.name}: {unexpected(e)}") from None
+
     def run(self) -> None:
         _sys.thread_name(self.name.encode())
         try:
@@ -57,13 +65,13 @@ class ServingThread(threading.Thread):
 
 def join(threads: Iterable[threading.Thread], by: float) -> None:
     """Wait until the threads have ended by themselves, or until `by` (time.monotonic())."""
-    for thread in threads:
+    for thread in (t for t in threads if t.ident is not None):
         thread.join(max(0.0, by - time.monotonic()))
 
 
 def end(threads: Iterable[ServingThread], by: float) -> None:
     """Wake the threads, once at least, until they have ended or until `by` (time.monotonic())."""
-    left = list(threads)
+    left = [thread for thread in threads if thread.ident is not None]  # others could not be started
     while left:
         for thread in left:
             thread.wake()

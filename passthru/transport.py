@@ -81,6 +81,14 @@ class Transport:
             raise TransportError(f"no ring transport: {why}")
         self.ring, self.why = False, why
 
+    @property
+    def advice(self) -> str:
+        """What was lost because the kernel's parameter is N, and how to get it; '' if that is not so."""
+        if self.ring or self._options.transport == "dev" or ring_parameter() != "N":
+            return ""
+        return (f"/dev/fuse serves, and not the faster io_uring, as {PARAMETER} is N: --enable-uring (root) or "
+                "'echo Y >' sets it for mounts to come, --transport dev is content with it")
+
     def readers(self) -> int:
         """How many threads read /dev/fuse."""
         return 1 if self.ring else self._options.threads or max(4, min(16, len(os.sched_getaffinity(0))))

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stats": ("stats", "show the counters of a mount: text, JSON, Prometheus, a plot"),
     "top": ("top", "show what mounts do just now: rates, latencies, load"),
     "check": ("check", "show what this machine can do, and whether a mount would work"),
+    "help": ("help", "show this, or what a subcommand takes: passthru help SUBCOMMAND"),
     "install-helper": ("install_helper", "install mount(8)'s helpers and a systemd unit template"),
 }
 
@@ -25,5 +26,5 @@ def run(name: str, argv: Sequence[str]) -> int:
 
 
 def summary() -> str:
-    """The subcommands, a line each."""
-    return "".join(f"  {name:16}{what}\n" for name, (_, what) in COMMANDS.items())
+    """The subcommands, a line each, for --help."""
+    return "subcommands:\n" + "".join(f"  {name:16}{what}\n" for name, (_, what) in COMMANDS.items())

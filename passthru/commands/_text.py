@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ..errors import UsageError
-from ..stdio import quiet
+from ..errors import PassthruError, UsageError, reason
+from ..stdio import quiet, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +16,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str, description: str):
         super().__init__(prog=f"passthru {name}", description=description, allow_abbrev=False)
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # the original hides what went wrong
+        say(message, file or sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.partition(' ')[2]}: {message}")
@@ -31,3 +34,6 @@ def emit(lines: Iterable[str]) -> bool:
     except BrokenPipeError:
         quiet([sys.stdout.fileno()])
         return False
+    except OSError as e:
+        quiet([sys.stdout.fileno()])  # else what is left of it would fail again
+        raise PassthruError(f"standard output: {reason(e)}") from None

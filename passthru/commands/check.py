@@ -6,6 +6,7 @@ import json
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .. import options as opts
 from .. import probe
@@ -19,18 +20,25 @@ def main(argv: Sequence[str]) -> int:
     """The exit code that the mount would end with. Raises UsageError."""
     p = Parser(argv[0], "Show what this machine can do and, if SOURCE and MOUNTPOINT are given, how that mount would "
                         "come out; nothing is mounted. The exit code is the one that the mount would end with.")
+    p.usage = "passthru check [--json] [options of a mount] [SOURCE MOUNTPOINT]"
     p.add_argument("source", metavar="SOURCE", nargs="?")
     p.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
-    p.add_argument(
-        "-o", metavar="OPTIONS", action="append", default=[], dest="words", help="mount options, as for a mount")
     p.add_argument("--json", action="store_true", help="as a JSON object")
-    given = p.parse_args(list(argv[1:]))
-    if given.source is not None and not given.mountpoint:
-        raise UsageError("check: SOURCE without MOUNTPOINT")
-    ends = [os.path.abspath(given.source), os.path.abspath(given.mountpoint)] if given.source is not None else ["", ""]
-    words = [w for text in given.words for w in ("-o", text)]
-    checks, outcome = probe.check(opts.parse([*words, "--", *ends]))
-    emit([json.dumps(probe.as_json(checks, outcome), indent=2)] if given.json else table(checks, outcome))
+    opts.declare(p)
+    words = list(argv[1:])
+    before = words[:words.index("--")] if "--" in words else words
+    if "-h" in before or "--help" in before:
+        p.parse_args(["--help"])
+    try:
+        # The mount's own command line, read by what reads the mount's.
+        o = opts.parse([w for n, w in enumerate(words) if w != "--json" or n >= len(before)], ends=False)
+    except opts.MissingError:
+        raise UsageError("check: SOURCE without MOUNTPOINT") from None
+    if o.source or o.mountpoint:
+        o = replace(o, source=os.path.abspath(o.source), mountpoint=os.path.abspath(o.mountpoint))
+    checks, outcome = probe.check(o)
+    as_json = "--json" in before
+    emit([json.dumps(probe.as_json(checks, outcome), indent=2)] if as_json else table(checks, outcome))
     return outcome.exit_code
 
 

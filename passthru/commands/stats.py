@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     form.add_argument("--prometheus", action="store_true", help="in Prometheus's text format")
     form.add_argument("--plot", metavar="FILE.svg", help="draw operations and their latencies; '-': to stdout")
     o = p.parse_args(list(argv[1:]))
+    if o.plot and o.plot != "-" and Path(o.plot).suffix.lower() not in (".svg", ""):
+        raise UsageError(f"{argv[0]}: --plot draws SVG: {Path(o.plot).with_suffix('.svg')}, say")
     if o.mountpoint is None:
         if not (o.json or o.prometheus):
             raise UsageError(f"{argv[0]}: which MOUNTPOINT? 'passthru list' shows them")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import monitor, rates
-from ..errors import UsageError
+from ..errors import MountpointError, UsageError
 from ._text import Parser, emit
 
 Looks = dict[int, rates.Look]
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         try:
             from rich.live import Live
         except ImportError:
-            sys.stderr.write("passthru: no screen without rich (pip install passthru[top]): plain text follows\n")
+            sys.stderr.write("passthru: no screen without the Python library rich (Debian: python3-rich): plain text "
+                             "follows\n")
             screen = False
     frames = _frames(one, interval, count, _keys() if screen else None)
     with contextlib.suppress(KeyboardInterrupt):
@@ -61,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
         else:
             for n, frame in enumerate(frames):
                 if not emit([*([""] if n else []), *_plain(frame)]):
-                    break
+                    return 0
+    if one is not None and monitor.refresh(one.live()) is None:
+        raise MountpointError(f"{monitor.shown(one.mountpoint)}: the mount has ended")
     return 0
 
 
@@ -114,10 +117,13 @@ def _rich(frame: rates.Frame | list[list[str]] | None) -> Any:
     def table(head: list[str], rows: list[list[str]]) -> Table:
         t = Table(box=None, header_style="bold", pad_edge=False)
         for n, name in enumerate(head):
-            t.add_column(name, justify="left" if n == 0 else "right", no_wrap=True)
+            # In a narrow terminal the first column gives way: figures that are cut off would be others.
+            t.add_column(name, justify="left" if n == 0 else "right", no_wrap=n > 0, overflow="fold", min_width=8)
+        bad = [n for n, name in enumerate(head) if name.startswith("ERRORS")]
         for row in rows:
             idle = len(row) > 1 and row[1] == "0"
-            t.add_row(*(Text(c) for c in row), style="dim" if idle else "")
+            t.add_row(*(Text(c, style="bold red" if n in bad and c not in ("0", "-") else "")
+                        for n, c in enumerate(row)), style="dim" if idle else "")
         return t
 
     end = Text("q: quit", style="dim")
