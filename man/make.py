@@ -1,4 +1,4 @@
-"""Writes the manual pages from the declarations in passthru/ and the prose here.
+"""Writes the manual pages and the shells' completions from the declarations in passthru/ and the prose here.
 
 `python man/make.py` writes them; with --check it only says whether they are current, and has man(1) and
 mandoc(1), where they are installed, look for mistakes in them. A further page is a line in PAGES.
@@ -15,9 +15,14 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+
+sys.path.insert(0, str(HERE))
+
+import completion  # noqa: E402
 
 from passthru import commands, errors, mount_helper, options  # noqa: E402
 from passthru._version import VERSION  # noqa: E402
@@ -33,9 +38,21 @@ passthru \- mirror a directory or a file through FUSE over io_uring
 .RI [ options ]
 .I SOURCE MOUNTPOINT
 .br
-.B python \-m passthru
+.B passthru
 .RI [ options ]
+.B \-o source=\c
 .I SOURCE MOUNTPOINT
+.br
+.B passthru help
+.RI [ SUBCOMMAND ]
+.br
+.B passthru
+.I SUBCOMMAND
+\&...
+.PP
+The subcommands are below, under COMMANDS;
+.B python \-m passthru
+is the same command.
 .SH DESCRIPTION
 .B passthru
 mounts a filesystem on
@@ -229,15 +246,49 @@ A daemon that was killed leaves a mount that
 .B list
 shows as dead.
 .B top
-draws a screen with the Python library rich, which
-.B "pip install passthru[top]"
-brings; without it, and where standard output is no terminal, it prints plain
-text.
+draws a screen with the Python library rich (Debian: python3\-rich); without it,
+and where standard output is no terminal, it prints plain text.
 .PP
 What
 .B set
 has changed holds for what the kernel asks from then on: files that are open,
 and attributes that it keeps, stay as they are.
+"""
+
+ENVIRONMENT = r"""They are also those of the subcommands: 2 for what is wrong with their own
+command line, 4 where
+.BR status ", " stats ", " top " or " set
+find no passthru mount, 1 where its daemon has gone.
+.B check
+ends with the code that the mount would end with, and
+.B list
+with 0, also if there is nothing to list.
+Mounts by
+.BR mount (8)
+have other codes, those of
+.BR mount.passthru (8).
+.SH ENVIRONMENT
+.TP
+.B XDG_RUNTIME_DIR
+Below it are the status pages of an ordinary user's mounts, else in
+.IR /tmp .
+The subcommands look in all these places.
+.TP
+.B NOTIFY_SOCKET
+With
+.BR \-f ,
+where a service manager is told that the mount is usable
+.RB ( sd_notify (3)).
+.TP
+.B PATH
+Where
+.BR fusermount3 (1)
+is looked for.
+.TP
+.B COLUMNS
+How wide the text of
+.B \-\-help
+is.
 """
 
 TAIL = r""".SH FILES
@@ -305,8 +356,21 @@ For mounts that
 makes,
 .BR nosuid " and " nodev
 are always set, and
-.BR nosymfollow ", " nodiratime " and " strictatime
-have no effect.
+.BR nosymfollow ", " noatime ", " nodiratime ", " strictatime ,
+.B context
+and its kin are refused.
+.PP
+A source on a read-only filesystem is mounted read-only, unless a filesystem
+below it may be written to.
+.SH BUGS
+What differs from the source, and why, is in docs/limits.md of the source tree.
+Nothing here makes
+.BR sync " and " dirsync
+mounts, so these words are refused;
+.B mount
+\-o remount,rw of a mount whose source is read-only succeeds, and writes fail.
+If the daemon is killed, operations fail with ENOTCONN until the mount is
+unmounted.
 .SH SEE ALSO
 .BR chattr (1),
 .BR fusermount3 (1),
@@ -521,12 +585,9 @@ def fill(text: str) -> str:
     return textwrap.fill(text, 79, break_on_hyphens=False, break_long_words=False)
 
 
-def default(value: object) -> str:
-    """What to say about the default of an option that takes a value."""
-    if value is None:
-        return ""
-    number = isinstance(value, float) and value == int(value)
-    return f"\nDefault: {roff(str(int(value) if number else value))}."  # type: ignore[call-overload]
+def facts(f: Any) -> str:
+    """Range and default of an option that takes a value, each a sentence."""
+    return "".join("\n" + prose(fact) for fact in options.facts(f))
 
 
 def switches() -> str:
@@ -538,7 +599,7 @@ def switches() -> str:
         m = f.metadata
         value = f" \\fI{roff(m['metavar'])}\\fR" if m["parse"] else ""
         out += [".TP", ", ".join(f"\\fB{roff(flag)}\\fR{value}" for flag in m["flags"])]
-        out.append(prose(m["help"]) + (default(f.default) if m["parse"] else ""))
+        out.append(prose(m["help"]) + facts(f))
         if m["no_flags"]:
             out.append("The opposite: " + ", ".join(f"\\fB{roff(flag)}\\fR" for flag in m["no_flags"]) + ".")
     out += [
@@ -564,10 +625,14 @@ def mount_options() -> str:
         if m["flags"]:
             out.append(f"The same as \\fB{roff(m['flags'][-1])}\\fR.")
         else:
-            out.append(prose(m["help"]))
+            out.append(prose(m["help"]) + facts(f))
         if m["no"]:
             out.append(f"The opposite: \\fB{roff(m['no'])}\\fR.")
-    return "\n".join([*out, ".PP", *ignored_words()]) + "\n"
+    refused = [line for word, why in options.REFUSED.items() for line in (
+        ".TP", f"\\fB{roff(word)}\\fR", prose(f"refused: {why}"))]
+    source = [".TP", f"\\fB{options.SOURCE_WORD}\\fR=\\fISOURCE\\fR",
+              "The source; then MOUNTPOINT alone is given, as with libfuse's passthrough_ll."]
+    return "\n".join([*out, *source, *refused, ".PP", *ignored_words()]) + "\n"
 
 
 def ignored_words() -> list[str]:
@@ -584,21 +649,25 @@ def ignored_words() -> list[str]:
 def aliases() -> str:
     """What libfuse and its passthrough_hp call these things."""
     out = [
-        ".SH LIBFUSE'S NAMES",
-        "These options of libfuse and of its example passthrough_hp mean the same here,", "as do",
+        ".SH LIBFUSE'S, BINDFS'S AND MERGERFS'S NAMES",
+        "These options of libfuse, of its examples passthrough_hp and passthrough_ll, of",
+        ".BR bindfs (1)", "and of", ".BR mergerfs (1)", "mean the same here,", "as do",
         fill("\\fB\\-\\-foreground\\fR, \\fB\\-\\-debug\\fR, \\fB\\-\\-nopassthrough\\fR, "
              "\\fB\\-\\-direct\\-io\\fR, \\fB\\-\\-selinux\\fR, and of \\fB\\-o\\fR \\fBallow_other\\fR, "
              "\\fBallow_root\\fR, \\fBauto_unmount\\fR, \\fBdefault_permissions\\fR, \\fBmax_read\\fR, "
              "\\fBfsname\\fR and \\fBsubtype\\fR."),
     ]
     for a in options.ALIASES:
-        value = ""
-        if a.value_of:
-            value = "\\fI" + roff(options.named(a.value_of).metadata["metavar"]) + "\\fR"
+        value = f"\\fI{roff(a.metavar)}\\fR" if a.metavar else ""
         names = [f"\\fB{roff(flag)}\\fR" + (f" {value}" if value else "") for flag in a.flags]
         if a.o:
             names.append(f"\\fB\\-o {roff(a.o)}\\fR" + (f"={value}" if value else ""))
-        out += [".TP", ", ".join(names), prose(a.help)]
+        out += [".TP", ", ".join(names), prose(a.help) + ("" if a.whose == "libfuse" else f"\n({a.whose})")]
+    out += [
+        ".PP", "Not served, since what is shown is what is in the source:", "bindfs's",
+        "\\fBperms\\fR, \\fBchmod\\-\\fR..., \\fBchown\\-\\fR... and their kin, libfuse's \\fBuid\\fR, \\fBgid\\fR",
+        "and \\fBumask\\fR, and mergerfs's policies and several branches.",
+        "\\fBkernel_cache\\fR is \\fB\\-\\-cache always\\fR, without its timeouts."]
     return "\n".join(out) + "\n"
 
 
@@ -645,10 +714,13 @@ def subcommands() -> str:
     out = [".SH COMMANDS", "A source whose name is one of these words is given as", ".IR ./NAME ."]
     for name in commands.COMMANDS:
         p = parser_of(name)
-        actions = [a for a in p._actions if not isinstance(a, argparse._HelpAction)]
+        actions = [a for a in p._actions
+                   if not isinstance(a, argparse._HelpAction) and not getattr(a, "of_mount", False)]
         usage = " ".join(
             f"[{arguments(a)}]" if (a.option_strings and not a.required) or a.nargs in ("?", "*")
             else arguments(a) + ("..." if a.nargs == "+" else "") for a in actions)
+        if any(getattr(a, "of_mount", False) for a in p._actions):
+            usage = f"[options] {usage}"
         assert p.description, name
         out += [".TP", f"\\fBpassthru {roff(name)}\\fR {usage}".rstrip(), prose(p.description.rstrip("."))]
         described = [a for a in actions if a.help]
@@ -664,7 +736,7 @@ def passthru() -> str:
     """passthru(8)."""
     head = HEAD.replace("@VERSION@", VERSION).replace("@DATE@", DATE)
     said = switches() + mount_options() + aliases() + subcommands() + WATCHING
-    return head + said + TRANSPORTS + LOGGING + exit_codes() + TAIL
+    return head + said + TRANSPORTS + LOGGING + exit_codes() + ENVIRONMENT + TAIL
 
 
 def helper_options() -> str:
@@ -690,6 +762,11 @@ def mount_passthru() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {"passthru.8": passthru, "mount.passthru.8": mount_passthru}
+# Completions, by the name that each shell looks for.
+SHELLS: dict[str, Callable[[], str]] = {
+    "passthru.bash": lambda: completion.bash(completion.model(parser_of)),
+    "_passthru": lambda: completion.zsh(completion.model(parser_of)),
+    "passthru.fish": lambda: completion.fish(completion.model(parser_of))}
 
 
 def complaints(page: Path) -> str:
@@ -707,6 +784,8 @@ def main() -> int:
     if sys.argv[1:] != ["--check"]:
         for name, write in PAGES.items():
             (HERE / name).write_text(write())
+        for name, write in SHELLS.items():
+            (HERE / name).write_text(write())
         return 0
     said = ""
     for name, write in PAGES.items():
@@ -715,6 +794,8 @@ def main() -> int:
             said += f"{page}: not current; run: python man/make.py\n"
         else:
             said += complaints(page)
+    said += "".join(f"{HERE / name}: not current; run: python man/make.py\n" for name, write in SHELLS.items()
+                    if not (HERE / name).exists() or (HERE / name).read_text() != write())
     said += "".join(f"{page}: is not in PAGES of man/make.py\n" for page in sorted(HERE.glob("*.[1-9]"))
                     if page.name not in PAGES)
     print(said, end="", file=sys.stderr)

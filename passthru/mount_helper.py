@@ -35,7 +35,7 @@ SWITCHES = (
 SUCCESS, EX_USAGE, EX_SYSERR, EX_SOFTWARE, EX_FAIL = 0, 1, 2, 4, 32  # mount(8), EXIT STATUS
 EXIT_CODES = (
     (SUCCESS, "success: the mount is usable, or remounted"),
-    (EX_USAGE, "unknown option, bad value, missing argument, or only root may do that"),
+    (EX_USAGE, "unknown option, bad value, missing argument, or a remount by others than root"),
     (EX_SYSERR, "out of memory, or the installation of passthru has gone"),
     (EX_SOFTWARE, "an error that was not expected"),
     (EX_FAIL, "the mount or the remount failed"),

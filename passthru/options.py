@@ -629,18 +629,18 @@ def declare(p: argparse.ArgumentParser) -> None:
     before = set(p._actions)
     for heading, declared in groups().items():
         group = p.add_argument_group(heading)
-        words = [_o_forms(f) for f in declared if f.metadata["o"] and not f.metadata["flags"]]
+        words = [_o_forms(f) for f in declared if f.metadata["o"]]
         for f in declared:
             if f.metadata["flags"]:
                 _declare(group, f)
         if words:
-            group.description = textwrap.fill(f"and of -o: {', '.join(words)}", 77, break_on_hyphens=False)
+            group.description = textwrap.fill(f"of -o: {', '.join(words)}", 77, break_on_hyphens=False)
     for f in _declared():
         if f.metadata["hidden"]:
             _declare(p, f)
     p.add_argument_group("any of them, and more").add_argument(
         "-o", dest="mount_options", action="append", metavar="OPT[,OPT...]",
-        help="mount options: each long option is a word here, as queue_depth=16; and those that are named above")
+        help="mount options, by the words above: each long option is one, as queue_depth=16")
     others = p.add_argument_group("names of libfuse, bindfs, mergerfs")
     for a in ALIASES:
         if a.flags and a.value_of:
@@ -752,11 +752,13 @@ def live_values(words: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{name} cannot be changed while the mount serves; {', '.join(live_options())} can")
         if not has_value:
             raise UsageError(f"{name} needs a value: {name}=...")
-        values[f.name] = _parsed(f, name, text) if f.metadata["parse"] else _parsed_switch(name, text)
+        values[f.name] = _parsed(f, name, text) if f.metadata["parse"] else _parsed_switch(f, name, text)
     return values
 
 
-def _parsed_switch(name: str, text: str) -> bool:
+def _parsed_switch(f: Any, name: str, text: str) -> bool | None:
+    if text == "default" and f.default is None:
+        return None
     if text not in YES + NO:
         raise UsageError(f"{name}: {text!r} is neither yes nor no")
     return text in YES

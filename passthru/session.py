@@ -284,7 +284,7 @@ class Session:
 
     def _passing(self) -> Passing:
         """Where the kernel reads and writes files itself."""
-        if not self.passthrough or not self.options.passthrough:
+        if not self.passthrough or self.options.passthrough is False:
             return Passing()
         return passing.look(self.core, self.mountinfo, where(self.source_fd, self.sandbox.fds))
 

@@ -28,6 +28,7 @@ SCRIPT = f"""\
 python=@PYTHON@
 if [ ! -x "$python" ]; then
     echo "${{0##*/}}: $python is gone: install passthru again, and run 'passthru install-helper'" >&2
+    [ "$(id -u)" = 0 ] || echo "${{0##*/}}: or it is where only other users may run it, as below /root" >&2
     exit 2
 fi
 exec "$python" -I -c @PROGRAM@ "$0" "$@"
@@ -167,6 +168,13 @@ def take_away(path: Path, prefix: Path) -> None:
             break
 
 
+def closed(files: Sequence[str]) -> list[str]:
+    """Directories above these files that not all users may enter."""
+    found = {str(d) for name in files for d in (*Path(name).parents, *Path(os.path.realpath(name)).parents)
+             if not d.stat().st_mode & stat.S_IXOTH}
+    return sorted(found)
+
+
 def install(prefix: Path) -> list[Path]:
     """Put everything in its place; what was made or changed. Raises PassthruError, with nothing changed."""
     wanted = files(prefix)
@@ -218,6 +226,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for path in install(prefix):
         print(f"installed {path}")
+    for directory in closed([sys.executable, __file__]):
+        print(f"passthru: {directory} is closed to other users: lines of fstab with user or users will fail for them; "
+              "an installation below /usr or /opt is open", file=sys.stderr)
     if not (prefix / "sbin").exists() or not os.path.samefile(prefix / "sbin", "/sbin"):
         print(f"passthru: mount(8) looks for helpers in /sbin, not in {prefix / 'sbin'}", file=sys.stderr)
     return 0

@@ -1,6 +1,7 @@
 """passthru.mount() as far as no kernel is needed: its keywords, their types, and the package's names."""
 import importlib.util
 import inspect
+import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import passthru
-from passthru import child, errors
+from passthru import child, errors, stats
 from passthru.options import Options, arguments, parse
 
 ROOT = Path(passthru.__file__).resolve().parent.parent
@@ -132,3 +133,56 @@ def test_types(tmp_path, monkeypatch):
         cwd=tmp_path, capture_output=True, text=True, check=False)
     lines = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
     assert lines == {n for n, line in enumerate(PROGRAM.splitlines(), 1) if line.endswith("# error")}, done.stdout
+
+
+class TestSnapshots:
+    """Differences, and what is said of counters that are not there."""
+
+    @pytest.fixture
+    def page(self, tmp_path):
+        from test_monitor import page
+
+        return stats.read(page(tmp_path / "0:77"))
+
+    def test_difference(self, page):
+        later = page - page
+        assert later.ops() == {} and later.total("ring_requests") == 0 and later.uptime == 0
+        assert later.transport == page.transport and page.total("ring_requests") == 12
+        with pytest.raises(ValueError, match="different mounts"):
+            other = page.header.copy()
+            other["pid"] = 1
+            page - stats.Snapshot(other, page.threads)
+
+    def test_more_threads_than_before(self, page):
+        before = stats.Snapshot(page.header, page.threads[:1])
+        assert (page - before).total("ring_requests") == 0
+        assert len((page - before).threads) == len(page.threads)
+
+    def test_unknown_counter(self, page):
+        with pytest.raises(KeyError, match="read_bytes"):
+            page.total("bytes_read")
+
+    def test_plain_types(self, page):
+        said = json.loads(json.dumps(page.to_dict()))
+        assert said["counters"]["ring_requests"] == 12 and said["passthrough"] and said["uptime"] > 0
+        assert "12 requests" in repr(page) and "kernel passthrough" in repr(page)
+
+
+def test_stats_without_a_mount():
+    code = "import passthru; passthru.stats.live; passthru.check"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_check_wants_both_ends_or_none():
+    with pytest.raises(TypeError):
+        passthru.check("/src")
+    with pytest.raises(TypeError, match="no option"):
+        passthru.check("/src", "/mnt", nothing=1)
+    with pytest.raises(passthru.UsageError):
+        passthru.check("/src", "/mnt", queue_depth=0)
+
+
+def test_check():
+    found = passthru.check("/no/such", b"/mnt")
+    assert not found and found.exit_code == 3 and "/no/such" in found.result
+    assert any(c["name"] == "kernel" for c in found.checks)

@@ -2,6 +2,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,6 +188,38 @@ def test_excerpts_are_the_code():
     assert len(found) >= 5
     for piece, _ in found:
         assert any(piece in source for source in sources), f"docs/developing.md, of no file:\n{piece}"
+
+
+def test_lines_of_fstab():
+    """Six fields each, as mount(8) reads them, and options that there are."""
+    lines = [line for block in re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "fstab.md").read_text(), re.M | re.S)
+             for line in block.splitlines() if line.startswith("/")]
+    lines += re.findall(r"^/srv/\S+ +/mnt.*$", (ROOT / "README.md").read_text() + (
+        ROOT / "man" / "mount.passthru.8").read_text(), re.M)
+    assert len(lines) >= 5
+    for line in lines:
+        fields = line.split()
+        assert len(fields) == 6, line
+        words = mount_helper.words(fields[3].replace("\\040", " "))
+        options.parse(["-o", mount_helper.joined(words), "--", *fields[:2]])
+
+
+def test_a_checkout_that_is_not_built_says_so(tmp_path):
+    shutil.copytree(ROOT / "passthru", tmp_path / "passthru", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
+    for words in (["list"], ["/src", "/mnt"], ["--version"]):
+        # Not by the environment's own packages: an editable installation would find the modules elsewhere.
+        done = subprocess.run([sys.executable, "-S", "-m", "passthru", *words], cwd=tmp_path, capture_output=True,
+                              text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+        assert done.returncode == 1 and "\n" not in done.stderr.rstrip()
+        assert done.stderr.startswith("passthru: the compiled modules are missing in "), done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["help"], ["list", "--json"], ["check"]], ids=str)
+def test_what_cannot_be_written_is_an_error(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "passthru", *words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "passthru: standard output: No space left on device\n")
 
 
 def test_exit_codes():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import passthru
-from passthru import _server
+from passthru import _server, options
 from passthru.errors import UsageError
 from passthru.options import ALIASES, CACHE, IGNORED, SWITCH, Options, parse, parser, split_mount_options
 
@@ -179,7 +179,11 @@ def test_null_io_leaves_no_data_to_the_kernel():
     (["-o", "auto_unmount,allow_root"], {"auto_unmount": True, "allow_root": True}),
     (["-o", "max_read=65536,default_permissions"], {"max_read": 65536}),
     (["-o", "clone_fd,max_idle_threads=3,max_threads=4"], {"threads": 4}),
-    (["-o", "dev,suid,exec,rw,sync,fsname=x"], {"fsname": "x"}),
+    (["-o", "dev,suid,exec,rw,async,fsname=x"], {"fsname": "x"}),
+    (["-o", "timeout=3"], {"attr_timeout": 3.0, "entry_timeout": 3.0, "negative_timeout": 3.0}),
+    (["--force-user", "7", "-o", "force-group=8"], {"map_uid": "7:all", "map_gid": "8:all"}),
+    (["-o", "cache.attr=2,use_ino,create-for-user=5"], {"attr_timeout": 2.0, "map_uid": "all:5"}),
+    (["-r", "--allow-other", "--fsname", "x"], {"read_only": True, "allow_other": True, "fsname": "x"}),
     (["-o", "writeback_cache,no_remote_lock"], {"writeback": True, "local_locks": True}),
 ], ids=str)
 def test_passthrough_hp_words(words, means):
@@ -243,3 +247,44 @@ def test_policies_are_those_of_the_server():
     """What it takes, and nothing that no policy uses."""
     assert {policy.keep for policy in CACHE.values()} == set(_server.KEEP)
     assert set(SWITCH) == set(_server.PARALLEL_WRITES)
+
+
+def test_help_says_ranges_and_defaults():
+    """Of each option that takes a value: which, unless it names them, and the default, if there is one."""
+    text = " ".join(parser().format_help().split())
+    for f in DECLARED:
+        assert f.metadata["hidden"] or not f.metadata["flags"] or all(fact in text for fact in options.facts(f))
+    assert options.facts(options.named("queue_depth")) == ["1 to 1024", "default: 64"]
+    assert options.facts(options.named("max_write"))[-1] == "default: 1m"
+    assert options.facts(options.named("map_uid")) == []
+    for f in DECLARED:
+        said = options.facts(f)
+        if said and " to " in said[0] and f.name != "attr_timeout" and "timeout" not in f.name:
+            low, high = said[0].partition(";")[0].split(" to ")
+            for good in (low, high):
+                f.metadata["parse"](good)
+            with pytest.raises(UsageError):
+                f.metadata["parse"](f"{high}0000")
+
+
+def test_every_option_is_in_a_group():
+    assert all(options.groups()) and len(options.groups()) >= 4
+
+
+@pytest.mark.parametrize("word", sorted(options.REFUSED))
+def test_what_would_promise_too_much_is_refused(word):
+    with pytest.raises(UsageError, match=f"-o {word}: "):
+        parse(["-o", word, "/src", "/mnt"])
+
+
+def test_source_as_a_word():
+    found = parse(["-o", "ro,source=/a", "/mnt"])
+    assert (found.source, found.mountpoint, found.read_only) == ("/a", "/mnt", True)
+    for wrong in (["-o", "source=/a", "/b", "/mnt"], ["-o", "source=/a"], ["/mnt"]):
+        with pytest.raises(UsageError):
+            parse(wrong)
+
+
+def test_near_words_are_named():
+    with pytest.raises(UsageError, match="did you mean noatime"):
+        parse(["-o", "noatme", "/src", "/mnt"])

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from passthru import init, probe
+from passthru import init, mounting, probe
 from passthru.commands import check
 from passthru.errors import MountError, TransportError
 from passthru.options import Options
@@ -50,11 +50,11 @@ def test_io_uring_forbidden(monkeypatch):
 
 
 def test_user_allow_other(monkeypatch, tmp_path):
-    monkeypatch.setattr(probe, "FUSE_CONF", str(tmp_path / "fuse.conf"))
-    assert not probe.user_allow_other()
+    monkeypatch.setattr(mounting, "FUSE_CONF", str(tmp_path / "fuse.conf"))
+    assert not mounting.user_allow_other()
     for text, is_there in (("#user_allow_other\n", False), ("mount_max = 3\nuser_allow_other # yes\n", True)):
         (tmp_path / "fuse.conf").write_text(text)
-        assert probe.user_allow_other() == is_there
+        assert mounting.user_allow_other() == is_there
 
 
 GOOD = [probe.Check(name, "ok", "")
@@ -77,13 +77,13 @@ def test_outcome_without_ends(missing, transport, code):
 def test_old_kernel(monkeypatch):
     """Whatever a rehearsal finds: by fusermount3 it sees no INIT."""
     monkeypatch.setattr(probe, "fuse_init", lambda: asked(36))
-    monkeypatch.setattr(probe, "rehearse", lambda options: probe.Outcome(0, "served"))
+    monkeypatch.setattr(probe, "rehearse", lambda options, asked=None: probe.Outcome(0, "served"))
     said = init.too_old(asked(36))
     found = by_name(probe.kernel_checks())["FUSE protocol"]
     assert (found.state, found.cure) == ("missing", said)
     for ends in ({}, {"source": "/", "mountpoint": "/mnt"}):
         assert probe.check(Options(**ends))[1] == probe.Outcome(MountError.exit_code, said)
-    monkeypatch.setattr(probe, "rehearse", lambda options: probe.Outcome(4, "in use"))
+    monkeypatch.setattr(probe, "rehearse", lambda options, asked=None: probe.Outcome(4, "in use"))
     assert probe.check(Options(source="/", mountpoint="/mnt"))[1] == probe.Outcome(4, "in use")
 
 
