@@ -1,6 +1,7 @@
 """passthru check: what it says is what a mount does, and it leaves nothing."""
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -9,7 +10,7 @@ from _namespace import Namespace
 from _users import NOBODY
 from test_unprivileged import python_for_all
 
-from passthru import status_page
+from passthru import mounting, status_page
 from passthru.transport import PARAMETER, ring_parameter
 
 pytestmark = pytest.mark.release_only("the Python around the compiled modules")
@@ -177,6 +178,96 @@ def test_switched_off(switched_off, place, ends):
         assert switched_off.passthru("check", "-o", words).returncode == code
     assert "--enable-uring would" in done.stdout
     assert (place / "N").read_text() == "N\n"  # only said
+
+
+def test_a_mount_in_the_background_says_what_it_lost(switched_off, ends):
+    """Once, and how to get it; not who has asked for no more."""
+    said = {}
+    for words in ("transport=auto", "transport=dev"):
+        done = switched_off.passthru("-o", words, *ends)
+        assert done.returncode == 0
+        said[words] = done.stderr.splitlines()
+        switched_off.ok("umount", ends[1])
+    assert said["transport=dev"] == []
+    assert len(said["transport=auto"]) == 1 and "--enable-uring" in said["transport=auto"][0]
+
+
+@pytest.mark.parametrize("how", [["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"],
+                                 ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]], ids=str)
+def test_where_nothing_can_mount(ends, how):
+    """check and the mount end alike, by the same function."""
+    for path in ends:
+        os.chown(path, NOBODY, NOBODY)
+    if not shutil.which("setpriv") or not shutil.which("fusermount3"):
+        pytest.skip("no setpriv, or no fusermount3")
+    python = python_for_all()
+    if python is None:
+        pytest.skip("an ordinary user can run no Python with the package here")
+    mode = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)
+    try:
+        done = [subprocess.run(
+            ["setpriv", *how, python[0], "-m", "passthru", *words, *ends], env=python[1], cwd="/", capture_output=True,
+            text=True, check=False, timeout=60) for words in (["check"], [])]
+    finally:
+        os.chmod("/dev/fuse", mode & 0o7777)
+    assert [d.returncode for d in done] == [6, 6]
+    assert done[1].stderr == "passthru: " + done[0].stdout.splitlines()[-1].partition(": ")[2] + "\n"
+
+
+@pytest.mark.parametrize("words", ["noatime", "strictatime", "nodiratime", "nosymfollow", "context=x", "zero_copy=on",
+                                   "cache=coherent", "allow_other", "selinux,passthrough"])
+def test_what_only_root_may_have(place, ends, words):
+    python = python_for_all()
+    if python is None or not shutil.which("fusermount3"):
+        pytest.skip("an ordinary user can run no Python with the package here, or no fusermount3")
+    for path in ends:
+        os.chown(path, NOBODY, NOBODY)
+    mode = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)
+    try:
+        done = [subprocess.run(
+            [python[0], "-m", "passthru", *first, "-o", words, *ends], env=python[1], cwd="/", capture_output=True,
+            text=True, check=False, timeout=60, **USER) for first in (["check"], [])]
+    finally:
+        os.chmod("/dev/fuse", mode & 0o7777)
+    result = done[0].stdout.splitlines()[-1].partition(": ")[2]
+    assert done[0].returncode == done[1].returncode, done
+    if done[1].returncode:
+        assert done[1].stderr == f"passthru: {result}\n"
+    else:
+        subprocess.run(["umount", ends[1]], check=True)
+    if words == "selinux,passthrough":
+        assert len(done[1].stderr.splitlines()) == 2 and "does nothing" in done[1].stderr
+    elif words in ("noatime", "strictatime", "nodiratime", "nosymfollow", "context=x"):
+        assert f"{words.partition('=')[0]}: only root can have that" in result
+
+
+def test_takes_the_mounts_own_command_line(ends):
+    code, said = checked("-f", "--queue-depth", "3", "--transport", "dev", "--", *ends)
+    assert code == 0 and "/dev/fuse transport" in said["result"]
+    assert run("check", "--queue-depth", "0", *ends).returncode == run("--queue-depth", "0", *ends).returncode == 2
+
+
+def test_a_source_that_cannot_be_written_to(place):
+    """Its mount is read-only, if all below it is; check says the same line."""
+    for name in ("src", "below", "mnt"):
+        (place / name).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place / "src"], check=True)
+    try:
+        (place / "src" / "d").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", place / "src"], check=True)
+        for below, expected in ((False, "ro"), (True, "rw")):
+            if below:
+                subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place / "src" / "d"], check=True)
+            assert run(place / "src", place / "mnt").returncode == 0
+            try:
+                here = mounting.mounted_at(str(place / "mnt"))
+                assert here is not None and here.options[0] == expected
+            finally:
+                subprocess.run(["umount", place / "mnt"], check=True)
+    finally:
+        subprocess.run(["umount", "-R", "-l", place / "src"], check=True)
 
 
 def test_as_a_user(place, ends):

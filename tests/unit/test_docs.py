@@ -192,10 +192,8 @@ def test_excerpts_are_the_code():
 
 def test_lines_of_fstab():
     """Six fields each, as mount(8) reads them, and options that there are."""
-    lines = [line for block in re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "fstab.md").read_text(), re.M | re.S)
-             for line in block.splitlines() if line.startswith("/")]
-    lines += re.findall(r"^/srv/\S+ +/mnt.*$", (ROOT / "README.md").read_text() + (
-        ROOT / "man" / "mount.passthru.8").read_text(), re.M)
+    texts = [(ROOT / name).read_text() for name in ("docs/fstab.md", "README.md", "man/mount.passthru.8")]
+    lines = [line for text in texts for line in re.findall(r"^/srv/\S+ +/mnt.*$", text, re.MULTILINE)]
     assert len(lines) >= 5
     for line in lines:
         fields = line.split()
@@ -205,7 +203,8 @@ def test_lines_of_fstab():
 
 
 def test_a_checkout_that_is_not_built_says_so(tmp_path):
-    shutil.copytree(ROOT / "passthru", tmp_path / "passthru", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
+    without = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+    shutil.copytree(ROOT / "passthru", tmp_path / "passthru", ignore=without)
     for words in (["list"], ["/src", "/mnt"], ["--version"]):
         # Not by the environment's own packages: an editable installation would find the modules elsewhere.
         done = subprocess.run([sys.executable, "-S", "-m", "passthru", *words], cwd=tmp_path, capture_output=True,
