@@ -190,6 +190,15 @@ def test_excerpts_are_the_code():
         assert any(piece in source for source in sources), f"docs/developing.md, of no file:\n{piece}"
 
 
+def test_picture_of_the_readme():
+    """It is of the figures in bench/RESULTS.md, the worst among them, in the reader's colours, and text is text."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / "readme.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (ROOT / "docs" / "speed.svg").read_text()
+    assert "prefers-color-scheme: dark" in text and "git status</text>" in text
+
+
 def test_lines_of_fstab():
     """Six fields each, as mount(8) reads them, and options that there are."""
     texts = [(ROOT / name).read_text() for name in ("docs/fstab.md", "README.md", "man/mount.passthru.8")]
