@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import monitor, rates
-from ..errors import MountpointError, UsageError
+from ..errors import UsageError
 from ._text import Parser, emit
 
 Looks = dict[int, rates.Look]
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
                 if not emit([*([""] if n else []), *_plain(frame)]):
                     return 0
     if one is not None and monitor.refresh(one.live()) is None:
-        raise MountpointError(f"{monitor.shown(one.mountpoint)}: the mount has ended")
+        sys.stderr.write(f"passthru: {monitor.shown(one.mountpoint)}: the mount has ended\n")
     return 0
 
 
