@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from . import idmap, log
 from ._version import VERSION
@@ -190,10 +190,10 @@ class Options:
     debug_fuse: bool = option(
         False, "log each request and its reply; implies -f", "--debug-fuse", o="debug_fuse",
         live=True)
-    log: str = option(
+    log: Literal["auto", "stderr", "journal", "syslog"] = option(
         "auto", "where messages go; 'auto': with -f standard error, else the journal or syslog, whichever is there",
         "--log", parse=lambda t: _choice(t, log.TARGETS), metavar="auto|stderr|journal|syslog", o="log")
-    log_level: str = option(
+    log_level: Literal["error", "warning", "info", "debug"] = option(
         "info", "log messages of this level and graver ones; -d: debug", "--log-level",
         parse=lambda t: _choice(t, tuple(log.LEVELS)), metavar="error|warning|info|debug", o="log_level",
         live=True)
@@ -242,7 +242,7 @@ class Options:
     rootcontext: str | None = option(
         None, "that of the mount's root (root only)", parse=_name, metavar="LABEL", o="rootcontext", root=True)
 
-    transport: str = option(
+    transport: Literal["auto", "ring", "dev"] = option(
         "auto", "how requests come: 'ring' (io_uring), 'dev' (/dev/fuse), or 'auto': the ring if it can be had",
         "--transport", parse=lambda t: _choice(t, TRANSPORTS), metavar="auto|ring|dev", o="transport",
         group="transport and memory")
@@ -252,10 +252,10 @@ class Options:
     queue_depth: int = option(
         64, "ring entries per queue", "--queue-depth",
         parse=_Whole(1, 1024), metavar="N", o="queue_depth")
-    dialect: str = option(
+    dialect: Literal["auto", "per-entry", "bufring", "bufpool"] = option(
         "auto", "the form of the ring's protocol; 'auto': the best that the kernel offers", "--dialect",
         parse=lambda t: _choice(t, DIALECTS), metavar="auto|per-entry|bufring|bufpool", o="dialect")
-    zero_copy: str = option(
+    zero_copy: Literal["auto", "on", "off"] = option(
         "auto", "READ and WRITE by the kernel's own pages (root, Linux 7.3); 'auto': for files opened with "
         "O_DIRECT or of 1 MiB and more, 'on': for all", "--zero-copy",
         parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="zero_copy")
@@ -287,7 +287,7 @@ class Options:
         50, "microseconds that a queue's thread yields to others before it sleeps", "--spin-us",
         parse=_Whole(0, 1000), metavar="US", o="spin_us", live=True)
 
-    cache: str = option(
+    cache: Literal["never", "open", "auto", "coherent", "always"] = option(
         "auto", "what the kernel keeps of what it has seen; 'never': nothing, files are open for direct I/O, "
         "'open': a file's pages while it is open, 'auto': also what is unchanged in the source, names and "
         "attributes for 1 second, 'coherent': as 'auto', but names and attributes until the source tells of a change "
@@ -312,7 +312,7 @@ class Options:
         None, "let the kernel read and write the source's files itself where it can; the default for root",
         "--passthrough", o="passthrough", no="nopassthrough", no_flags=("--no-passthrough", "--nopassthrough"),
         live=True)
-    parallel_direct_writes: str = option(
+    parallel_direct_writes: Literal["auto", "on", "off"] = option(
         "auto", "which files that are first opened with O_DIRECT for writing are not passed through: kernel "
         "passthrough lets only one write(2) at a time into a file; 'on': all, 'auto': those that several had open so "
         "at a time when they were last open, unless the source is memory, 'off': none", "--parallel-direct-writes",
@@ -323,7 +323,7 @@ class Options:
     one_file_system: bool = option(
         False, "show no filesystems that are mounted below the source, but what lies under them (root only)",
         "-x", "--one-file-system", o="one_file_system", group="rights, ids, filesystems below the source")
-    submounts: str = option(
+    submounts: Literal["data", "all"] = option(
         "data", "which filesystems below the source are shown by root's mounts; 'data': those that hold data, 'all': "
         "also the kernel's own (/proc and kin) and what users have mounted, all with root's rights, so only with "
         "-o noallow_other", "--submounts", parse=lambda t: _choice(t, SUBMOUNTS), metavar="data|all", o="submounts")
@@ -345,7 +345,7 @@ class Options:
         False, "let the mount be idmapped (mount -o X-mount.idmap; root only): then requests do not tell who asks, and "
         "where that matters root is served as others are", "--idmapped", o="idmapped", no="noidmapped")
 
-    sandbox: str = option(
+    sandbox: Literal["auto", "none", "caps", "seccomp", "namespace"] = option(
         "auto", "what the daemon gives up when its mount is up; 'caps': capabilities that it has no use for, "
         "'seccomp': system calls too, 'namespace': all files but the source too, 'auto': the most that can be had; "
         "see docs/security.md", "--sandbox", parse=lambda t: _choice(t, SANDBOX),

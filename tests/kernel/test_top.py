@@ -42,11 +42,12 @@ def test_overview(fs: Daemon):
 
 def test_end_of_the_mount(fs: Daemon):
     top = subprocess.Popen(
-        command("top", fs.mnt, "-b", "-i", "0.1"), env=environment(), stdout=subprocess.PIPE, text=True)
+        command("top", fs.mnt, "-b", "-i", "0.1"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
     assert top.stdout is not None and str(fs.mnt) in top.stdout.readline()
     fs.umount()
-    assert top.wait(20) == 0
-    top.stdout.close()
+    _, said = top.communicate(timeout=20)
+    assert (top.returncode, said) == (0, f"passthru: {fs.mnt}: the mount has ended\n")
 
 
 def test_nobody_reads_on(fs: Daemon):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -288,3 +289,14 @@ def test_source_as_a_word():
 def test_near_words_are_named():
     with pytest.raises(UsageError, match="did you mean noatime"):
         parse(["-o", "noatme", "/src", "/mnt"])
+
+
+def test_words_are_typed_as_they_are():
+    """Type checkers know which words an option takes: those that its parser does."""
+    hints = get_type_hints(Options)
+    for f in DECLARED:
+        words = get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else ()
+        named = f.metadata["metavar"] or ""
+        assert set(words) == (set(named.split("|")) if "|" in named else set())
+        for word in words:
+            assert f.metadata["parse"](word) == word
