@@ -131,14 +131,19 @@ class KernelMount:
                     strings[name] = getattr(options, name)
             for key, value in strings.items():
                 # Only shown, so a long one may lose its end.
-                _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value)[:LONGEST_STRING])
+                try:
+                    _sys.fsconfig_string(self.sb, key.encode(), os.fsencode(value)[:LONGEST_STRING])
+                except OSError as e:
+                    if key in CONTEXTS and e.errno == errno.EINVAL:
+                        raise MountError(f"-o {key}: the kernel does not take it: is SELinux on?") from None
+                    raise
             if allow_other(options):
                 _sys.fsconfig_flag(self.sb, b"allow_other")
             if options.default_permissions:
                 _sys.fsconfig_flag(self.sb, b"default_permissions")
             if options.read_only:
                 _sys.fsconfig_flag(self.sb, b"ro")
-        except OSError:
+        except (OSError, MountError):
             self.close()
             raise
 

@@ -92,3 +92,21 @@ def test_statfs(fs):
     for name in ("f_bsize", "f_frsize", "f_blocks", "f_namemax"):
         assert getattr(a, name) == getattr(b, name)
     assert abs(a.f_bavail - b.f_bavail) < b.f_blocks / 20
+
+
+@pytest.mark.parametrize("words, kept", [("nodiratime", {"d"}), ("noatime", {"d", "f"}), ("strictatime", set())])
+def test_whose_access_times_change_in_the_source(mount, place, words, kept):
+    """The source's own mount has other rules: the daemon works on a private copy of it."""
+    (place / "src").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "strictatime", "tmpfs", place / "src"], check=True)
+    try:
+        (place / "src" / "d").mkdir()
+        (place / "src" / "f").write_text("x")
+        for name in ("d", "f"):
+            os.utime(place / "src" / name, (1e9, 1e9))
+        fs = mount("-o", words)
+        os.listdir(fs.mnt / "d")
+        (fs.mnt / "f").read_text()
+        assert {name for name in ("d", "f") if os.stat(place / "src" / name).st_atime == 1e9} == kept
+    finally:
+        subprocess.run(["umount", "-l", place / "src"], check=True)

@@ -148,3 +148,12 @@ def test_unit_leaves_what_the_daemon_needs():
             "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables", "PrivateMounts",
             "ProtectControlGroups", "ProtectKernelLogs", "ProtectKernelModules", "ProtectProc", "ReadOnlyPaths"):
         assert f"\n{name}=" not in text
+
+
+def test_what_other_users_may_not_enter_is_named(tmp_path):
+    (tmp_path / "own" / "bin").mkdir(parents=True)
+    python = tmp_path / "own" / "bin" / "python"
+    python.touch()
+    open_to_all = set(install_helper.closed([str(python)]))
+    (tmp_path / "own").chmod(0o700)
+    assert set(install_helper.closed([str(python)])) - open_to_all == {str(tmp_path / "own")}
