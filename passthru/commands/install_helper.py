@@ -227,8 +227,8 @@ def main(argv: Sequence[str]) -> int:
     for path in install(prefix):
         print(f"installed {path}")
     for directory in closed([sys.executable, __file__]):
-        print(f"passthru: {directory} is closed to other users: lines of fstab with user or users will fail for them; "
-              "an installation below /usr or /opt is open", file=sys.stderr)
+        print(f"note: {directory} is closed to other users: lines of fstab with user or users will fail for them; an "
+              "installation below /usr or /opt is open")
     if not (prefix / "sbin").exists() or not os.path.samefile(prefix / "sbin", "/sbin"):
         print(f"passthru: mount(8) looks for helpers in /sbin, not in {prefix / 'sbin'}", file=sys.stderr)
     return 0
