@@ -163,7 +163,9 @@ def test_debian_package(tmp_path):
     assert {n for n in sources() if re.fullmatch(r"passthru/.*\.(py|pyi|typed)", n)} == {
         n.removeprefix(site.removesuffix("passthru/")) for n in files if n.startswith(site) and not n.endswith(".so")}
     assert {"DEBIAN/postinst", "DEBIAN/prerm", "usr/bin/passthru", "usr/sbin/mount.passthru",
-            "usr/lib/systemd/system/passthru@.service", "usr/share/man/man8/passthru.8.gz"} <= files
+            "usr/lib/systemd/system/passthru@.service", "usr/share/man/man8/passthru.8.gz",
+            "usr/share/bash-completion/completions/passthru.bash", "usr/share/zsh/vendor-completions/_passthru",
+            "usr/share/fish/vendor_completions.d/passthru.fish"} <= files
     for name in ("usr/bin/passthru", "usr/sbin/mount.passthru"):
         assert (tree / name).stat().st_mode & 0o777 == 0o755
     said = run(DEBIAN, "-B", "-c", "import passthru; print(passthru.__version__)", PYTHONPATH=str((tree / site).parent))
