@@ -86,9 +86,12 @@ def test_wheel(packages):
     assert modules == {n[:-4] for n in ours if n.endswith(".pyx")}
     plain = {n for n in names if n.startswith("passthru/") and not n.endswith(".so")}
     assert plain == {n for n in ours if n.startswith("passthru/") and not n.endswith((".pyx", ".pxd", ".h"))}
-    data = f"passthru-{version}.data/data/share/man/"
-    pages = {n.rpartition("/")[2] for n in names if n.startswith(data)}
+    data = f"passthru-{version}.data/data/share/"
+    pages = {n.rpartition("/")[2] for n in names if n.startswith(f"{data}man/")}
     assert pages == {n.rpartition("/")[2] for n in ours if re.fullmatch(r"man/.*\.\d", n)}
+    completions = {n.removeprefix(data) for n in names if n.startswith(data) and not n.startswith(f"{data}man/")}
+    assert completions == {"bash-completion/completions/passthru.bash", "zsh/site-functions/_passthru",
+                           "fish/vendor_completions.d/passthru.fish"}
     rest = {n for n in names if not n.startswith(("passthru/", data))}
     assert {n.split("/")[0] for n in rest} == {f"passthru-{version}.dist-info"}
 
