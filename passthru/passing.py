@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from . import _server, mounting
+from . import _mounts, _server, mounting
 from ._confine import NUMBERS
 from .mount_changes import below, read_table
 
@@ -79,11 +79,12 @@ def try_source(core: _server.ServerCore, mountinfo: int, fuse_fd: int, source_fd
         core.no_backing()
 
 
-def look(core: _server.ServerCore, mountinfo: int, source: str) -> Passing:
-    """Where it happens just now. source: where that is in the table `mountinfo`."""
+def look(core: _server.ServerCore, mountinfo: int, source: str, *, submounts: bool = True) -> Passing:
+    """Where it happens just now. source: where that is in the table `mountinfo`; submounts: they are shown.
+
+    What is mounted below the source and nobody uses is no row: of that, types that are always refused are known.
+    """
     rows = core.filesystems
-    if all(passed for _, _, _, passed in rows):
-        return Passing(bool(rows))
     table = read_table(mountinfo)
     paths = below(table, source)
     names = []
@@ -94,6 +95,8 @@ def look(core: _server.ServerCore, mountinfo: int, source: str) -> Passing:
             names.append(f"{name} at {paths[here.mount_id]}" if n and here is not None and here.mount_id in paths
                          else name)
     happens = len(names) < len(rows)
+    names += [f"{m.fstype} at {paths[m.mount_id]}" for m in table
+              if submounts and m.mount_id in paths and m.fstype in _mounts.STACKED]
     names = list(dict.fromkeys(names))  # overlayfs has several devices
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
     return Passing(happens, ", ".join([*names[:NAMED], *more]))

@@ -286,7 +286,8 @@ class Session:
         """Where the kernel reads and writes files itself."""
         if not self.passthrough or self.options.passthrough is False:
             return Passing()
-        return passing.look(self.core, self.mountinfo, where(self.source_fd, self.sandbox.fds))
+        return passing.look(self.core, self.mountinfo, where(self.source_fd, self.sandbox.fds),
+                            submounts=not self.options.one_file_system)
 
     def _cached(self) -> str:
         """What the kernel keeps of names and attributes."""

@@ -40,6 +40,13 @@ def table(tmp_path):
     ([], Passing(False), ""),
 ])
 def test_look(table, rows, expected, text):
-    found = passing.look(Core(*rows), table, "/src")
+    found = passing.look(Core(*rows), table, "/src", submounts=False)
     assert found == expected
     assert text is None or found.text == text
+
+
+def test_a_submount_that_nobody_uses_is_known_by_its_type(table):
+    found = passing.look(Core((20, 8, 1, True)), table, "/src")
+    assert found == Passing(True, "overlay at a")  # of FUSE nobody has tried
+    assert passing.look(Core((20, 8, 1, True), (21, 0, 50, False)), table, "/src") == found
+    assert passing.look(Core((21, 0, 50, False)), table, "/src/a").happens is False
