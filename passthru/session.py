@@ -217,10 +217,8 @@ class Session:
                     why = "this kernel has none of it"
                 self.notes.append(f"{option} does nothing: {why}")
 
-        if o.passthrough:
-            idle("--passthrough", "PASSTHROUGH", "only root's daemon has kernel passthrough (CAP_SYS_ADMIN)"
-                 if not capable_of_all(CAP_SYS_ADMIN) else
-                 "no kernel passthrough with --writeback or --direct-io, or of what keeps its size")
+        if o.passthrough and not capable_of_all(CAP_SYS_ADMIN):
+            idle("--passthrough", "PASSTHROUGH", "only root's daemon has kernel passthrough (CAP_SYS_ADMIN)")
         if o.selinux:
             idle("--selinux", "SECURITY_CTX", "only root's daemon makes files for others")
         if o.idmapped:
