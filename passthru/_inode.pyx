@@ -795,6 +795,20 @@ cdef uint32_t inode_numbered(InodeTable *t, unsigned fs, uint64_t ino) noexcept 
     return node
 
 
+cdef void inode_lend(InodeTable *t, Inode *i, uint32_t node, int fd) noexcept nogil:
+    """Give a known inode, which the caller has a lookup of, an O_PATH fd that it may not have.
+
+    Without it what is removed right after this look-up would be gone for the request that follows, whose caller has
+    looked twice by then, and gets ESTALE.
+    """
+    if not atomic_add32(&i.pins, 1) & EVICTING and atomic_casi(&i.fd, -1, fd):
+        i.used = 1
+        cache_insert(t, i, node)
+    else:
+        close(fd)
+    inode_unpin(i)
+
+
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *handle) noexcept nogil:
     """The nodeid of an inode, known or new, with its nlookup raised; 0: out of memory.
@@ -854,7 +868,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
         handle_free(i)
         slab_free(&t.slab, fresh)
         if fd >= 0:
-            close(fd)
+            inode_lend(t, <Inode *> slab_at(&t.slab, node), node, fd)
         return node
     if fd >= 0:
         cache_insert(t, i, fresh)

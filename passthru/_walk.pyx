@@ -63,7 +63,7 @@ cdef int64_t child_lookup(Request *r, Inode *parent, int parent_fd, const char *
     if not node:
         return -ENOMEM
     r.ctx.stats.lookups += 1
-    if inode_at(&s.inodes, node).fd != fd:
+    if inode_at(&s.inodes, node).nlookup > 1:
         parent.familiar = 1
     return node
 
