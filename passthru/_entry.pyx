@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset, strlen
 
 from passthru._abi cimport *
+from passthru._changes cimport name_key
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport as_caller
 from passthru._inode cimport *
@@ -51,6 +52,8 @@ cdef int op_lookup(Request *r) noexcept nogil:
     fd = request_pin(r, &parent)
     if fd < 0:
         return fd
+    if server_of(r).changes != NULL:
+        r.name = name_key(parent.ino, name)  # the reply is written over it
     if parent.changing and not may_wait(r):  # the source may look for the name under the directory's lock
         inode_unpin(parent)
         return no_answer(patiently(r, op_lookup))

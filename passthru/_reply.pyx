@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._abi cimport *
-from passthru._changes cimport changes_given, changes_since
+from passthru._changes cimport changes_given, changes_moving, changes_since
 from passthru._idmap cimport id_to_mount
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -77,8 +77,10 @@ cdef uint64_t keep_name(Request *r, Inode *i, uint32_t *nsec) noexcept nogil:
     if dir.fs and kept > KEPT_BELOW_S:
         kept = KEPT_BELOW_S  # of what is mounted there we may not hear
     if i != NULL and r.h.opcode == FUSE_LOOKUP and i.nlookup > 1:
-        changes_given(s.changes, dir.ino)
-        if changes_since(s.changes, dir.ino, r.began):
+        if i.type == S_IFDIR >> 12:
+            changes_moving(s.changes)
+        changes_given(s.changes, r.name)
+        if changes_since(s.changes, r.name, r.began):
             return 0
     return kept
 

@@ -208,6 +208,7 @@ cdef struct Request:
     uint32_t counted[2]        # what it changes, while a pool's thread does so: see changes_begin()
     uint16_t as_data           # of a WRITE or FALLOCATE: with the identity of data
     uint32_t began             # changes_now(), when it was dispatched
+    uint64_t name              # of a LOOKUP: name_key(), if changes are told
     uint16_t away              # AWAY_*; the ring's thread has a further entry registered meanwhile
     int result
     uint32_t done_flag         # for tests

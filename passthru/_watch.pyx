@@ -9,10 +9,10 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcpy, memset, strlen
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 from passthru._abi cimport *
-from passthru._changes cimport Changes, changes_note, changes_note_all, changes_overtaken
+from passthru._changes cimport Changes, changes_moved, changes_note, changes_note_all, changes_overtaken, name_key
 from passthru._confine cimport confine_thread
 from passthru._inode cimport *
 from passthru._libc cimport *
@@ -43,6 +43,7 @@ cdef enum:
     AGAINS = 3
     AGAIN_MOST = 65536
     QUEUE_MOST = 100000    # notifications that wait for one worker
+    FEW = 8                # of these the queue is short
     BUFFER = 262144
 
 cdef uint64_t[AGAINS] AGAIN_NS  # when what may have overtaken a reply is said again
@@ -76,9 +77,10 @@ cdef struct Row:
 cdef struct Job:           # a notification that may wait, or is to be repeated
     Job *next
     uint64_t due
-    uint64_t ino
+    uint64_t key           # of the name, or the inode's number: see _changes
     uint32_t node
     uint32_t length        # of the name; 0: it is of the inode itself
+    bint moves             # from or to it a directory was moved, into another one
     char name[1]
 
 cdef struct Watch_
@@ -116,6 +118,7 @@ cdef struct Watch_:
     Job *again[AGAINS]
     Job *again_last[AGAINS]
     uint32_t agains
+    bint moves             # what the event tells of: see Job
     char *buffer
 
 
@@ -203,13 +206,14 @@ cdef void again(Watch_ *w, Job *j, unsigned step) noexcept nogil:
     w.agains += 1
 
 
-cdef Job *job(uint32_t node, uint64_t ino, const char *name, uint32_t length) noexcept nogil:
+cdef Job *job(uint32_t node, uint64_t key, const char *name, uint32_t length) noexcept nogil:
     cdef Job *j = <Job *> malloc(sizeof(Job) + length)
     if j != NULL:
         j.next = NULL
         j.node = node
-        j.ino = ino
+        j.key = key
         j.length = length
+        j.moves = False
         if length:
             memcpy(j.name, name, length)
         j.name[length] = 0
@@ -231,6 +235,7 @@ cdef void *work(void *arg) noexcept nogil:
     cdef Worker *k = <Worker *> arg
     cdef Watch_ *w = k.watch
     cdef Job *j
+    cdef bint few
     confine_thread()
     alone_with(w.server.fuse_fd)
     pthread_mutex_lock(&w.lock)
@@ -245,7 +250,10 @@ cdef void *work(void *arg) noexcept nogil:
         k.queued -= 1
         k.node = j.node
         k.since = now_ns()
+        few = k.queued <= FEW
         pthread_mutex_unlock(&w.lock)
+        if j.length and few and (j.moves or changes_moved(&w.changes)):
+            poll(NULL, 0, 1)  # who looks up the other name wants this directory's lock, and does not wait for it
         if j.length:
             notify_entry(w.server, j.node, j.name, True)
         else:
@@ -290,26 +298,41 @@ cdef void enqueue(Worker *k, Job *j) noexcept nogil:
     k.queued += 1
 
 
-cdef void push(Watch_ *w, Job *j) noexcept nogil:
-    """Have a worker say it, after what was to be said of the same directory before."""
+cdef bint queued(Worker *k, Job *j) noexcept nogil:
+    """Is a worker about to say that in any case? Of many it may be overlooked."""
+    cdef Job *q = k.first if k.queued <= FEW else k.last
+    while q != NULL:
+        if q.node == j.node and q.length == j.length and memcmp(q.name, j.name, j.length) == 0:
+            return True
+        q = q.next
+    return False
+
+
+cdef bint push(Watch_ *w, Job *j) noexcept nogil:
+    """Have a worker say it, after what was to be said of the same directory before. False: it is not said twice."""
     cdef Worker *k
     cdef unsigned n
+    cdef bint pushed = False
     if j == NULL:
         w.lost = True
-        return
+        return False
     pthread_mutex_lock(&w.lock)
     k = &w.workers[w.primary]
     for n in range(WORKERS):
         if w.workers[n].stuck == j.node:
             k = &w.workers[n]
-    if k.queued >= QUEUE_MOST or not worker_start(w, k):
+    if k.first != NULL and queued(k, j):
+        free(j)
+    elif k.queued >= QUEUE_MOST or not worker_start(w, k):
         w.lost = True
         free(j)
     else:
         enqueue(k, j)
         w.jobs += 1
+        pushed = True
         pthread_cond_signal(&k.work)
     pthread_mutex_unlock(&w.lock)
+    return pushed
 
 
 cdef void unstick(Watch_ *w) noexcept nogil:
@@ -348,17 +371,20 @@ cdef void say(Watch_ *w, uint32_t node, uint64_t ino, unsigned step) noexcept no
         again_of(w, node, ino, NULL, 0, step)
 
 
-cdef void say_name(Watch_ *w, uint32_t node, uint64_t ino, const char *name, uint32_t length, unsigned step) noexcept nogil:
-    told(w)
-    push(w, job(node, ino, name, length))
-    if changes_overtaken(&w.changes, ino) or step:
-        again_of(w, node, ino, name, length, step)
+cdef void say_name(Watch_ *w, uint32_t node, uint64_t key, const char *name, uint32_t length, unsigned step) noexcept nogil:
+    cdef Job *j = job(node, key, name, length)
+    if j != NULL:
+        j.moves = w.moves
+    if push(w, j):
+        told(w)
+    if changes_overtaken(&w.changes, key) or step:
+        again_of(w, node, key, name, length, step)
 
 
-cdef void again_of(Watch_ *w, uint32_t node, uint64_t ino, const char *name, uint32_t length, unsigned step) noexcept nogil:
+cdef void again_of(Watch_ *w, uint32_t node, uint64_t key, const char *name, uint32_t length, unsigned step) noexcept nogil:
     cdef Job *j
     if step < AGAINS:
-        j = job(node, ino, name, length)
+        j = job(node, key, name, length)
         if j != NULL:
             again(w, j, step)
 
@@ -373,9 +399,9 @@ cdef void repeat_due(Watch_ *w) noexcept nogil:
             w.again[step] = j.next
             w.agains -= 1
             if j.length:
-                say_name(w, j.node, j.ino, j.name, j.length, step + 1)
+                say_name(w, j.node, j.key, j.name, j.length, step + 1)
             else:
-                say(w, j.node, j.ino, step + 1)
+                say(w, j.node, j.key, step + 1)
             free(j)
 
 
@@ -405,15 +431,15 @@ cdef void changed(Watch_ *w, Row *row, uint64_t dir, const char *name, uint32_t 
     cdef bint known = node != 0
     if node:
         say(w, node, dir, 0)
-        say_name(w, node, dir, name, length, 0)
+        say_name(w, node, name_key(dir, name), name, length, 0)
     node = inode_numbered(t, row.fs, ino) if ino else 0
     if node:
         known = True
         say(w, node, ino, 0)
         i = inode_at(t, node)
         if data and i != NULL and i.opens and not i.passthrough and not w.server.config.writeback:
-            push(w, job(node, ino, NULL, 0))  # mapped pages
-            told(w)
+            if push(w, job(node, ino, NULL, 0)):  # mapped pages
+                told(w)
     if not known:
         w.ctx.stats.watch_unknown += 1
 
@@ -466,11 +492,15 @@ cdef void event(Watch_ *w, Metadata *m, char *start) noexcept nogil:
             ino = number_in(row.memory, dirs[0].handle_type, dirs[0].handle_bytes, <char *> (dirs[0] + 1))
         if ino:
             changes_note(&w.changes, ino)
+        w.moves = n == 2 and m.mask & FAN_ONDIR and (
+            dirs[0].handle_bytes != dirs[1].handle_bytes or memcmp(dirs[0] + 1, dirs[1] + 1, dirs[0].handle_bytes) != 0)
         for j in range(n if entry else 0):
             dir = number_in(row.memory, dirs[j].handle_type, dirs[j].handle_bytes, <char *> (dirs[j] + 1))
             if dir:
                 changes_note(&w.changes, dir)
+                changes_note(&w.changes, name_key(dir, names[j]))
                 changed(w, row, dir, names[j], lengths[j], ino if j == 0 else 0, False)
+        w.moves = False
         if not entry or not n:
             changed(w, row, 0, NULL, 0, ino, m.mask & FAN_MODIFY != 0)
 
@@ -589,16 +619,18 @@ cdef class Watch:
         cdef const char *what = name
         cdef uint32_t length = len(name)
         cdef uint32_t node = 0
+        cdef uint64_t key = 0
         cdef int fd
         with nogil:
             fd = sys_openat_here(self.core.s.root_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC)
             if fd >= 0:
                 if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
-                    changes_note(&self.w.changes, stx.stx_ino)
+                    key = name_key(stx.stx_ino, what)
+                    changes_note(&self.w.changes, key)
                     node = inode_numbered(t, 0, stx.stx_ino)
                 close(fd)
             if node:
-                push(&self.w, job(node, stx.stx_ino, what, length))
+                push(&self.w, job(node, key, what, length))
 
     def stop(self):
         """End serve(), and the threads that wait for no lock."""
