@@ -159,6 +159,7 @@ cdef extern from "abi.h" nogil:
         IORING_RESTRICTION_SQE_OP
         IORING_RESTRICTION_SQE_FLAGS_ALLOWED
         IORING_SETUP_R_DISABLED
+        IORING_SETUP_NO_MMAP
         IORING_RSRC_REGISTER_SPARSE
     enum:
         CAP_CHOWN

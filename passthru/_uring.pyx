@@ -8,6 +8,8 @@ from passthru._libc cimport *
 cdef enum:
     FLAGS = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
         IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128 | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED
+    ENTRIES = 32768        # the kernel makes no larger ring
+    HEADS = 4096           # bytes before the rings' entries, at the most
     OPS = 8
     REGISTERS = 4
 
@@ -41,6 +43,58 @@ cdef int restrict(int fd) noexcept nogil:
     return failed if failed < 0 else sys_io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
 
 
+cdef void *memory(size_t length) noexcept nogil:
+    """Zeroed pages, or NULL."""
+    cdef void *m = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
+    return NULL if m == MAP_FAILED else m
+
+
+cdef int setup_here(Uring *u, unsigned entries, io_uring_params *p) noexcept nogil:
+    """Create a ring in memory of ours (Linux 6.5). Its fd, or -errno.
+
+    What is mapped of a ring keeps it open as long as a thread of the process lives. If that waits for a lock whose holder waits
+    for a request that the ring's thread was about to be given when it was killed, nobody ends that: the kernel gives
+    it back when the ring is closed (see alone_with() in _watch).
+    """
+    cdef unsigned n = 1
+    cdef int fd
+    while n < entries and n < ENTRIES:
+        n *= 2
+    u.ring_len = HEADS + 2 * n * sizeof(io_uring_cqe) + n * sizeof(uint32_t)
+    u.ring_len = (u.ring_len + 4095) & ~<size_t> 4095
+    u.sqes_len = n * sizeof(io_uring_sqe)
+    u.ring_map = memory(u.ring_len)
+    u.sqes = <io_uring_sqe *> memory(u.sqes_len)
+    memset(p, 0, sizeof(io_uring_params))
+    p.flags = FLAGS | IORING_SETUP_NO_MMAP
+    p.cq_off.user_addr = <uint64_t> u.ring_map
+    p.sq_off.user_addr = <uint64_t> u.sqes
+    fd = -ENOMEM
+    if u.ring_map != NULL and u.sqes != NULL:
+        fd = sys_io_uring_setup(entries, p)
+    if fd < 0:
+        uring_close(u)
+    return fd
+
+
+cdef int map_there(Uring *u, io_uring_params *p) noexcept nogil:
+    """Map a ring in the kernel's memory. 0 or -errno."""
+    cdef size_t sq_len = p.sq_off.array + p.sq_entries * sizeof(uint32_t)
+    cdef size_t cq_len = p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe)
+    u.ring_len = sq_len if sq_len > cq_len else cq_len
+    u.ring_map = mmap(NULL, u.ring_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, u.fd, IORING_OFF_SQ_RING)
+    if u.ring_map == MAP_FAILED:
+        u.ring_map = NULL
+        return -ENOMEM
+    u.sqes_len = p.sq_entries * sizeof(io_uring_sqe)
+    u.sqes = <io_uring_sqe *> mmap(NULL, u.sqes_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, u.fd,
+                                   IORING_OFF_SQES)
+    if <void *> u.sqes == MAP_FAILED:
+        u.sqes = NULL
+        return -ENOMEM
+    return 0
+
+
 cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
     """Create and map a ring of 128-byte SQEs for the calling thread. 0 or -errno.
 
@@ -50,13 +104,14 @@ cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
     cdef char *m
     cdef int fd, failed
     cdef unsigned i
-    cdef size_t sq_len, cq_len
     cdef uint32_t *array
     memset(u, 0, sizeof(Uring))
     u.fd = -1
-    memset(&p, 0, sizeof(p))
-    p.flags = FLAGS
-    fd = sys_io_uring_setup(entries, &p)
+    fd = setup_here(u, entries, &p)
+    if fd < 0:  # an older kernel, or pages that may not be pinned
+        memset(&p, 0, sizeof(p))
+        p.flags = FLAGS
+        fd = sys_io_uring_setup(entries, &p)
     if fd < 0:
         return fd
     u.fd = fd
@@ -68,22 +123,11 @@ cdef int uring_open(Uring *u, unsigned entries) noexcept nogil:
     if failed < 0:
         uring_close(u)
         return failed
-    sq_len = p.sq_off.array + p.sq_entries * sizeof(uint32_t)
-    cq_len = p.cq_off.cqes + p.cq_entries * sizeof(io_uring_cqe)
-    u.ring_len = sq_len if sq_len > cq_len else cq_len
-    u.ring_map = mmap(NULL, u.ring_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
-                      IORING_OFF_SQ_RING)
-    if u.ring_map == MAP_FAILED:
-        u.ring_map = NULL
-        uring_close(u)
-        return -ENOMEM
-    u.sqes_len = p.sq_entries * sizeof(io_uring_sqe)
-    u.sqes = <io_uring_sqe *> mmap(NULL, u.sqes_len, PROT_READ | PROT_WRITE,
-                                   MAP_SHARED | MAP_POPULATE, fd, IORING_OFF_SQES)
-    if <void *> u.sqes == MAP_FAILED:
-        u.sqes = NULL
-        uring_close(u)
-        return -ENOMEM
+    if u.ring_map == NULL:
+        failed = map_there(u, &p)
+        if failed < 0:
+            uring_close(u)
+            return failed
     m = <char *> u.ring_map
     u.sq_khead = <uint32_t *> (m + p.sq_off.head)
     u.sq_ktail = <uint32_t *> (m + p.sq_off.tail)

@@ -224,7 +224,8 @@ cdef void alone_with(int fd) noexcept nogil:
     """The calling thread has no fd in common with the others, and only this one.
 
     No signal ends a wait for a lock of the mount's. If the daemon is killed meanwhile, whoever has the lock waits for an
-    answer: it comes when all others' fds are closed, upon which the keeper aborts the connection.
+    answer: it comes when all others' fds are closed, upon which the keeper aborts the connection. This thread keeps the
+    memory of the process: no ring may be mapped from its file, see setup_here() in _uring.
     """
     sys_close_range(0, fd - 1, CLOSE_RANGE_UNSHARE)
     sys_close_range(fd + 1, 0xffffffffu, 0)

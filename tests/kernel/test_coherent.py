@@ -252,6 +252,14 @@ def test_storms_from_both_sides(mount, source, storm):
     until(lambda: sorted(os.listdir(fs.mnt)) == sorted(os.listdir(source)), "the same names", 3)
 
 
+@pytest.mark.skipif(KERNEL < (6, 10), reason="rings in the program's own memory have to lie in one piece")
+def test_no_ring_outlives_its_files(mount, source):
+    """What is mapped of a ring's file would keep the ring while one thread of a killed daemon waits for a lock."""
+    fs = mount(*COHERENT, source=source)
+    shown(fs.mnt / "none")
+    assert "io_uring" not in Path(f"/proc/{fs.process.pid}/maps").read_text(encoding="utf-8")
+
+
 def test_killed_in_a_storm(mount, source, storm):
     """The daemon ends although one of its threads waits for a lock whose holder waits for the daemon."""
     fs = mount(*COHERENT, source=source)
