@@ -52,9 +52,9 @@ cdef void *memory(size_t length) noexcept nogil:
 cdef int setup_here(Uring *u, unsigned entries, io_uring_params *p) noexcept nogil:
     """Create a ring in memory of ours (Linux 6.5). Its fd, or -errno.
 
-    What is mapped of a ring keeps it open as long as a thread of the process lives. If that waits for a lock whose holder waits
-    for a request that the ring's thread was about to be given when it was killed, nobody ends that: the kernel gives
-    it back when the ring is closed (see alone_with() in _watch).
+    What is mapped of a ring's file keeps the ring as long as a thread of the process lives. If that waits for a lock whose
+    holder waits for a request that the ring's thread was about to be given when it was killed, nobody ends that: the
+    kernel gives it back when the ring is closed (see alone_with() in _watch).
     """
     cdef unsigned n = 1
     cdef int fd
