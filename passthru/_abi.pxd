@@ -623,6 +623,7 @@ cdef extern from "abi.h" nogil:
     uint64_t page_up(uint64_t n)
     int leading_zeros(uint64_t v)
     uint64_t now_ns()
+    void atomic_fence()
     uint32_t atomic_add32(uint32_t *p, uint32_t n)
     uint32_t atomic_sub32(uint32_t *p, uint32_t n)
     uint32_t atomic_get32(uint32_t *p)

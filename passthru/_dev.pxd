@@ -1,6 +1,7 @@
 # The /dev/fuse transport.
 from libc.stdint cimport uint32_t
 
+from passthru._arena cimport Intent
 from passthru._request cimport Context, Request, Server
 
 cdef struct DevThread:
@@ -19,6 +20,7 @@ cdef struct DevRequest:
     char *in_buf
     size_t in_size
     DevRequest *next
+    Intent none            # its intent, where nobody takes over
 
 cdef int dev_open(DevThread *t, Server *s, int fd) noexcept nogil
 cdef void dev_serve(DevThread *t) noexcept nogil

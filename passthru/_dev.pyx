@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from passthru._abi cimport *
+from passthru._arena cimport INTENTS, arena_alloc
 from passthru._libc cimport *
 from passthru._ops cimport op_in_size, undelivered
 from passthru._pool cimport end_by, nap, pool_cancel
@@ -41,7 +42,11 @@ cdef DevRequest *request_new(DevThread *t) noexcept nogil:
     cdef void *m
     if d == NULL:
         return NULL
-    m = mmap(NULL, 2 * (PAGE + room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    d.req.intent = &d.none
+    if t.ctx.server.arena != NULL:
+        m = intent_take(t, d, 2 * (PAGE + room))
+    else:
+        m = mmap(NULL, 2 * (PAGE + room), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if m == MAP_FAILED:
         free(d)
         return NULL
@@ -51,12 +56,48 @@ cdef DevRequest *request_new(DevThread *t) noexcept nogil:
     d.in_size = room + WRITE_HEADERS
     d.req.out = d.region + PAGE + room + PAGE  # the out header lies right before it
     d.req.out_cap = <uint32_t> room
-    d.req.complete = dev_complete
+    d.req.complete = d.req.answered = dev_complete
+    if t.ctx.server.complete != NULL:
+        d.req.complete = t.ctx.server.complete
     return d
 
 
+cdef void *intent_take(DevThread *t, DevRequest *d, size_t size) noexcept nogil:
+    """Give a request an intent of the arena, with memory that is there: or MAP_FAILED.
+
+    The kernel fails a request (EIO) that a thread takes which is being killed, if there is a page that is not mapped.
+    """
+    cdef Server *s = t.ctx.server
+    cdef Intent *it = NULL
+    cdef uint32_t n
+    spin_lock(&s.intents_lock)
+    for n in range(INTENTS):
+        it = &s.arena.intents[(s.intents + n) % INTENTS]
+        if it.taken != s.arena.daemons and not it.unique:
+            it.taken = s.arena.daemons
+            n = (s.intents + n) % INTENTS
+            s.intents = (n + 1) % INTENTS
+            if n >= s.arena.intents_used:
+                atomic_set32(&s.arena.intents_used, n + 1)
+            break
+        it = NULL
+    spin_unlock(&s.intents_lock)
+    if it == NULL:
+        return MAP_FAILED
+    if it.region == NULL:
+        it.region = <char *> arena_alloc(s.arena, size)
+    if it.region == NULL:
+        return MAP_FAILED
+    madvise(it.region, size // 2, MADV_POPULATE_WRITE)
+    d.req.intent = it
+    return it.region
+
+
 cdef void request_delete(DevRequest *d) noexcept nogil:
-    munmap(d.region, 2 * (PAGE + d.req.out_cap))
+    if d.req.intent == &d.none:
+        munmap(d.region, 2 * (PAGE + d.req.out_cap))
+    else:
+        d.req.intent.taken = 0
     free(d)
 
 
@@ -95,6 +136,7 @@ cdef void reply(DevRequest *d, int result) noexcept nogil:
     r.ctx.stats.dev_replies += 1
     if write(d.thread.fd, out, length) < 0 and result > 0:
         undelivered(r, result)
+    r.intent.unique = 0
 
 
 cdef void dev_complete(Request *r, int result) noexcept nogil:

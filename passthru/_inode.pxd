@@ -2,6 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport atomic_add32, atomic_sub32, file_handle_max
+from passthru._arena cimport Arena
 from passthru._libc cimport STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_MNT_ID_UNIQUE, statx
 from passthru._mounts cimport (
     FS_COHERENT, FS_FOREIGN, FS_HANDLES, FS_LOCKS_BOTH, FS_MEMORY, FS_MOUNT_FLAGS, FS_NO_BACKING, FS_NODEV, FS_NOEXEC,
@@ -156,8 +157,14 @@ cdef struct OpenFile:          # or directory, see _openfile
     uint32_t seen_attr     # attr_digest() when it was opened for writing, or when the kernel was last told; 0: none
     int64_t next_off       # cookie of the entry at buf_pos
     char *buf              # directory entries read and not yet given out
+    # Where a successor may take over, else 0: see _journal.
+    uint64_t opened_by     # the request whose reply has told of it; 0: none has
+    uint64_t released_by   # the RELEASE that has begun to close it
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo) noexcept nogil
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo,
+                    Arena *arena) noexcept nogil
+cdef void table_reset(InodeTable *t) noexcept nogil
+cdef void table_adopt(InodeTable *t) noexcept nogil
 cdef void table_destroy(InodeTable *t) noexcept nogil
 cdef void cache_trim(FdCache *c) noexcept nogil
 cdef void table_sweep(InodeTable *t) noexcept nogil

@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strdup
 
 from passthru._abi cimport *
+from passthru._arena cimport arena_alloc
 from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._libc cimport *
 from passthru._mounts cimport mount_facts, mounts_below, mounts_each
@@ -39,8 +40,11 @@ cdef inline uint64_t stx_btime(statx *stx) noexcept nogil:
     return <uint64_t> stx.stx_btime.tv_sec * 1000000000u + stx.stx_btime.tv_nsec
 
 
-cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo) noexcept nogil:
+cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, int mountinfo,
+                    Arena *arena) noexcept nogil:
     """A table whose nodeid 1 is what `root_fd` (O_PATH) is, which it takes over. 0 or -errno.
+
+    arena: what inodes and filesystems are kept in for a successor (table_adopt()), or NULL.
 
     That is a directory, a regular file, or a block device, which is then taken for a regular file.
     mountinfo: an fd of /proc/self/mountinfo, or -1; stays the caller's.
@@ -56,12 +60,15 @@ cdef int table_init(InodeTable *t, int root_fd, unsigned fd_cache, Slab *files, 
     memset(t, 0, sizeof(InodeTable))
     t.files = files
     t.mountinfo = mountinfo
-    r = slab_init(&t.slab, sizeof(Inode))
+    r = slab_init_in(&t.slab, sizeof(Inode), arena)
     if r < 0:
         return r
-    rows = mmap(NULL, MAX_FS * sizeof(Filesystem), PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if rows == MAP_FAILED:
+    if arena != NULL:
+        rows = arena_alloc(arena, MAX_FS * sizeof(Filesystem))
+    else:
+        rows = mmap(NULL, MAX_FS * sizeof(Filesystem), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if rows == MAP_FAILED or rows == NULL:
         return -ENOMEM
     t.fs = <Filesystem *> rows
     for n in range(HASH_SHARDS):
@@ -121,7 +128,7 @@ cdef void table_destroy(InodeTable *t) noexcept nogil:
         if t.fs[n].live and t.fs[n].mount_fd >= 0:
             close(t.fs[n].mount_fd)
         free(t.fs[n].name)
-    if t.fs != NULL:
+    if t.fs != NULL and t.slab.arena == NULL:
         munmap(t.fs, MAX_FS * sizeof(Filesystem))
     for n in range(HASH_SHARDS):
         free(t.shards[n].buckets)
@@ -202,7 +209,8 @@ cdef int fs_add(InodeTable *t, statx *stx, int fd, uint64_t number, uint32_t fla
     if n >= 0:
         return n
     flags &= ~<uint32_t> FS_COHERENT
-    if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &handle) == 0:
+    if stx.stx_mode & S_IFMT == S_IFDIR and sys_name_to_handle_at(fd, &handle) == 0 and (
+            t.slab.arena == NULL or handle.handle_bytes <= INLINE_HANDLE):
         mount_fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         probe = sys_open_by_handle_at(mount_fd, &handle, O_PATH | O_CLOEXEC) if mount_fd >= 0 else -1
         if probe >= 0:
@@ -262,7 +270,7 @@ cdef void fs_placed(InodeTable *t, unsigned fs, uint32_t above, const char *name
     cdef Inode *i = inode_at(t, above)
     cdef HashShard *sh
     cdef char *copy
-    if not t.unique or f.name != NULL or i == NULL:
+    if not t.unique or f.name != NULL or i == NULL or t.slab.arena != NULL:  # names lie in this process's memory
         return
     copy = strdup(name)
     if copy == NULL:
@@ -404,12 +412,12 @@ cdef Inode *cache_victim(InodeTable *t, uint32_t *at) noexcept nogil:
     return NULL
 
 
-cdef void evict(Inode *i) noexcept nogil:
+cdef void evict(InodeTable *t, Inode *i) noexcept nogil:
     """Close the fd of a claimed inode, for its handle."""
     cdef file_handle_max handle
     cdef int fd = i.fd
     if i.handle_len == 0:
-        if sys_name_to_handle_at(fd, &handle) < 0 or not handle_store(i, &handle):
+        if sys_name_to_handle_at(fd, &handle) < 0 or not handle_store(i, &handle, t.slab.arena != NULL):
             i.handle_len = NO_HANDLE
     if i.handle_len != NO_HANDLE:
         atomic_seti(&i.fd, -1)
@@ -435,7 +443,7 @@ cdef void cache_insert(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
         i.slot = n + 1
     spin_unlock(&c.lock)
     if victim != NULL:
-        evict(victim)
+        evict(t, victim)
 
 
 cdef bint removed(int fd) noexcept nogil:
@@ -476,7 +484,7 @@ cdef void sweep_fds(InodeTable *t) noexcept nogil:
         c.nodes[n] = 0
         i.slot = 0
         spin_unlock(&c.lock)
-        evict(i)
+        evict(t, i)
     cache_trim(c)
 
 
@@ -492,6 +500,7 @@ cdef void sweep_held(InodeTable *t) noexcept nogil:
     cdef HashShard *sh
     cdef Inode *i
     cdef unsigned _
+    cdef int fd
     for _ in range(WALK):
         t.walked += 1
         if t.walked >= end:
@@ -512,8 +521,9 @@ cdef void sweep_held(InodeTable *t) noexcept nogil:
         if removed(i.fd):
             handle_free(i)
             i.handle_len = NO_HANDLE
-            close(i.fd)
-            atomic_seti(&i.fd, -1)
+            fd = i.fd
+            atomic_seti(&i.fd, -1)  # first: its number may be another one's in a moment
+            close(fd)
         atomic_sub32(&i.pins, EVICTING)
 
 
@@ -555,14 +565,17 @@ cdef bint fds_short(InodeTable *t, int error) noexcept nogil:
                 break
             freed += 1  # an empty slot: keep the sweep bounded
             continue
-        evict(victim)
+        evict(t, victim)
         freed += 1
     return freed > 0
 
 
-cdef bint handle_store(Inode *i, file_handle_max *handle) noexcept nogil:
+cdef bint handle_store(Inode *i, file_handle_max *handle, bint in_arena) noexcept nogil:
+    """in_arena: a successor would not have what lies elsewhere."""
     cdef unsigned char *to = &i.handle.here[0]
     if handle.handle_bytes > INLINE_HANDLE:
+        if in_arena:
+            return False
         to = <unsigned char *> malloc(handle.handle_bytes)
         if to == NULL:
             return False
@@ -835,7 +848,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
     i.type = <uint8_t> (stx.stx_mode >> 12)
     i.used = 1
     i.generation = atomic_add32(&t.generation, 1)
-    if handle != NULL and fd < 0 and not handle_store(i, handle):
+    if handle != NULL and fd < 0 and not handle_store(i, handle, t.slab.arena != NULL):
         slab_free(&t.slab, fresh)
         return 0
     while True:
@@ -858,6 +871,7 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
         i.next = sh.buckets[b]
         sh.buckets[b] = fresh
         i.hashed = 1
+        atomic_fence()  # a successor finds it whole, or not at all
         i.live = 1
         sh.count += 1
         atomic_add32(&t.fs[fs].users, 1)  # under no lock: the caller is one
@@ -915,6 +929,137 @@ cdef void inode_drop(InodeTable *t, uint32_t node, uint64_t lookups, uint32_t op
         # An evictor has it for two system calls; an operation for the length of one. The kernel
         # forgets no inode that a request names, so the latter is a RELEASE at the most.
         sched_yield()
+
+
+# ------------------------------------------------------------- taking over
+
+cdef bint inode_in_use(void *item) noexcept nogil:
+    return (<Inode *> item).live
+
+
+cdef bint fd_of(InodeTable *t, Inode *i) noexcept nogil:
+    """Is its fd still one of that inode? A number that was just being closed may be anything's."""
+    cdef statx stx
+    return c_statx(i.fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, stx_mask(), &stx) == 0 and stx.stx_ino == i.ino and \
+        stx_btime(&stx) == i.btime and on_fs(&t.fs[i.fs], &stx)
+
+
+cdef void table_reset(InodeTable *t) noexcept nogil:
+    """The first part of taking over: nothing is counted of any inode, until files_adopt() has."""
+    cdef uint64_t n
+    cdef Inode *i
+    slab_adopt(&t.slab, inode_in_use)
+    for n in range(<uint64_t> t.slab.chunks << CHUNK_BITS):
+        i = inode_at(t, n)
+        if i == NULL:
+            continue
+        if i.pins & EVICTING and i.fd >= 0:
+            i.handle_len = 0  # perhaps half stored
+        i.opens = i.pins = 0
+        i.direct = 0
+
+
+cdef void adopt_inode(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
+    """Put an inode in order of which only the slot is to be trusted. Its opens have been counted."""
+    if node == FUSE_ROOT_ID:
+        i.pins += 1
+        i.nlookup = <uint64_t> 1 << 62
+    elif not i.nlookup and not i.opens:  # it was just being freed
+        i.live = 0
+    i.slot = i.backing_slot = 0
+    i.changing = 0
+    i.locked = 0
+    if not i.opens:
+        i.passthrough = i.reading = 0
+    if i.live and i.fd >= 0 and not fd_of(t, i):
+        i.fd = -1
+    if not i.live:
+        i.fd = -1  # who closes what nobody has any more closes it
+        if t.forget != NULL:
+            t.forget(t.server, i)
+
+
+cdef void table_adopt(InodeTable *t) noexcept nogil:
+    """Take an arena's table over from a process that has died, as it left it: after table_reset() and files_adopt().
+
+    Nobody else uses the table. Slots say what is so; hash, caches, counts and locks are made anew. Of inodes, `opens`, `pins` and `direct` are what
+    files_adopt() has counted. Fds that no slot has are left to the caller to close.
+    """
+    cdef uint64_t n, key
+    cdef uint32_t b, last = 0, most = 0
+    cdef HashShard *sh
+    cdef Filesystem *f
+    cdef Inode *i
+    for n in range(HASH_SHARDS):
+        sh = &t.shards[n]
+        sh.lock = sh.count = 0
+        memset(sh.buckets, 0, (sh.mask + 1) * sizeof(uint32_t))
+    t.fds.lock = t.fds.used = t.fds.hand = 0
+    t.backings.lock = t.backings.used = t.backings.hand = 0
+    t.fs_lock = t.fs_free = t.remote = t.unhandled = 0
+    memset(t.fs_buckets, 0, sizeof(t.fs_buckets))
+    for n in range(MAX_FS):
+        f = &t.fs[n]
+        if not f.mnt_id and n > last + 64:
+            break  # rows are used from the first on
+        f.users = 1 if n == 0 else 0
+        f.pins = 0
+        if f.live:
+            last = <uint32_t> n
+    t.fs_count = last + 1
+    for n in range(1, <uint64_t> t.slab.chunks << CHUNK_BITS):
+        i = <Inode *> slab_at(&t.slab, n)
+        if i == NULL:
+            continue
+        most = max(most, i.generation)
+        if not i.live:
+            if i.backing > 0 and t.forget != NULL:
+                i.backing_slot = 0
+                t.forget(t.server, i)
+            continue
+        adopt_inode(t, i, <uint32_t> n)
+        if i.live:
+            t.fs[i.fs].users += 1
+    slab_adopt(&t.slab, inode_in_use)
+    t.generation = most + (1 << 16)
+    for n in range(<uint64_t> t.slab.chunks << CHUNK_BITS):
+        i = inode_at(t, n)
+        if i == NULL:
+            continue
+        if i.hashed:
+            key = hash_key(i.fs, i.ino)
+            sh = shard_of(t, i)
+            if sh.count > sh.mask:
+                hash_grow(t, sh)
+            b = <uint32_t> (key >> 6) & sh.mask
+            i.next = sh.buckets[b]
+            sh.buckets[b] = <uint32_t> n
+            sh.count += 1
+        if i.fd >= 0 and n != FUSE_ROOT_ID:
+            i.pins += 1
+            cache_insert(t, i, <uint32_t> n)
+            i.pins -= 1
+        if i.backing > 0 and t.backings.used < t.backings.size:
+            t.backings.nodes[t.backings.used] = <uint32_t> n
+            t.backings.used += 1
+            i.backing_slot = t.backings.used
+    for n in range(t.fs_count):
+        f = &t.fs[n]
+        if f.live and not f.users:
+            f.live = False
+            f.mount_fd = -1
+        if f.live:
+            b = fs_bucket(f.mnt_id, f.dev_minor)
+            f.next = t.fs_buckets[b]
+            t.fs_buckets[b] = <uint32_t> n + 1
+            if f.flags & FS_REMOTE:
+                t.remote += 1
+            if not f.flags & FS_HANDLES:
+                t.unhandled = 1
+        else:
+            f.next = t.fs_free
+            t.fs_free = <uint32_t> n + 1
+    t.fs_changes += 1
 
 
 # ------------------------------------------------------------- open count

@@ -22,6 +22,8 @@ from passthru._libc cimport *
 from passthru._openfile cimport fh_fd, file_at
 from passthru._pool cimport pool_chore, pool_interrupt_running, pool_submit
 from passthru._request cimport *
+from passthru._arena cimport Arena
+from passthru._slab cimport CHUNK_BITS, Slab, slab_adopt, slab_alloc, slab_at, slab_destroy, slab_free, slab_init_in
 from passthru._wait cimport later, may_wait
 
 cdef enum:
@@ -47,6 +49,8 @@ cdef struct Owner:
     int fd
     int64_t low                # all its locks are in [low, high]; low > high: it has none
     int64_t high
+    uint32_t slot              # of Locks.owners
+    uint32_t live              # it has been in the table, and not yet been closed
 
 cdef struct Wait:              # for a record lock, on the stack of who waits
     Wait *next
@@ -74,10 +78,16 @@ cdef struct Locks:             # of one mount
     uint32_t holders[HOLDERS]  # record lock owners that hold something, by a hash of the owner
     uint32_t waits_lock
     Wait *waits                # for record locks
+    Slab owners
 
 
-cdef LockTables *locks_new() noexcept nogil:
-    return <LockTables *> calloc(1, sizeof(Locks))
+cdef LockTables *locks_new(Arena *arena) noexcept nogil:
+    """Empty tables, or NULL. arena: what owners are kept in for a successor (locks_adopt()), or NULL."""
+    cdef Locks *l = <Locks *> calloc(1, sizeof(Locks))
+    if l != NULL and slab_init_in(&l.owners, sizeof(Owner), arena) < 0:
+        free(l)
+        return NULL
+    return <LockTables *> l
 
 
 cdef void locks_free(LockTables *locks) noexcept nogil:
@@ -92,12 +102,67 @@ cdef void locks_free(LockTables *locks) noexcept nogil:
             o = all_.tables[n].first
             all_.tables[n].first = o.next
             close(o.fd)
-            free(o)
         while all_.tables[n].leaving != NULL:
             g = all_.tables[n].leaving
             all_.tables[n].leaving = g.next
             free(g)
+    slab_destroy(&all_.owners)
     free(all_)
+
+
+cdef bint owner_in_use(void *item) noexcept nogil:
+    return (<Owner *> item).live
+
+
+cdef void locks_adopt(Server *s) noexcept nogil:
+    """Take an arena's owners over from a process that has died, after inodes and open files.
+
+    Their locks are held on, since their fds are. Nobody waits: who did asks again. An open file with a flock(2) may just
+    have been closed, so all are taken for that.
+    """
+    cdef Locks *l = locks_of(s)
+    cdef Table *t
+    cdef Owner *o
+    cdef OpenFile *file
+    cdef Inode *i
+    cdef uint64_t n
+    slab_adopt(&l.owners, owner_in_use)
+    memset(l.tables, 0, sizeof(l.tables))
+    memset(l.holders, 0, sizeof(l.holders))
+    l.waits = NULL
+    l.waits_lock = 0
+    for n in range(<uint64_t> l.owners.chunks << CHUNK_BITS):
+        o = <Owner *> slab_at(&l.owners, n)
+        if o == NULL or not o.live:
+            continue
+        i = inode_at(&s.inodes, o.node)
+        if o.gone or i == NULL or (o.fh and file_at(s, o.fh, OF_FILE) == NULL):
+            o.live = 0
+            continue
+        t = table_of(s, o.node)
+        o.users = 0
+        o.next = t.first
+        t.first = o
+        i.locked = 1
+        # What it holds may have changed without being noted: it may hold anything.
+        o.low = 0
+        o.high = TO_THE_END
+        atomic_add32(holders_of(s, o.owner), 1)
+    slab_adopt(&l.owners, owner_in_use)
+    for n in range(<uint64_t> s.files.chunks << CHUNK_BITS):
+        file = <OpenFile *> slab_at(&s.files, n)
+        if file != NULL and file.kind == OF_FILE and file.flocked:
+            flock_leaving(s, file.node, <uint32_t> n)
+
+
+cdef int lock_fd(Server *s, uint64_t n) noexcept nogil:
+    """The fd of the owner in slot n; -1: there is none; -2: nor further ones."""
+    cdef Slab *owners = &locks_of(s).owners
+    cdef Owner *o
+    if n >= <uint64_t> owners.chunks << CHUNK_BITS:
+        return -2
+    o = <Owner *> slab_at(owners, n)
+    return o.fd if o != NULL and o.live else -1
 
 
 cdef inline Locks *locks_of(Server *s) noexcept nogil:
@@ -127,8 +192,9 @@ cdef void set_range(Server *s, Owner *o, int64_t low, int64_t high) noexcept nog
 cdef void owner_close(Server *s, Owner *o) noexcept nogil:
     """Nobody else knows it any more."""
     set_range(s, o, 1, 0)
+    o.live = 0
     close(o.fd)
-    free(o)
+    slab_free(&locks_of(s).owners, o.slot)
 
 
 cdef inline Owner *owner_use(Table *t, uint32_t node, uint64_t owner) noexcept nogil:
@@ -190,6 +256,7 @@ cdef int owner_open(Request *r, OpenFile *file, fuse_lk_in *arg, Owner **found) 
     cdef Server *s = server_of(r)
     cdef Table *t = table_of(s, file.node)
     cdef Owner *o = NULL
+    cdef uint32_t slot
     cdef int fd
     spin_lock(&t.lock)
     found[0] = owner_use(t, file.node, arg.owner)
@@ -198,10 +265,12 @@ cdef int owner_open(Request *r, OpenFile *file, fuse_lk_in *arg, Owner **found) 
         fd = owner_fd(r, file)
         if fd < 0:
             return fd
-        o = <Owner *> calloc(1, sizeof(Owner))
-        if o == NULL:
+        slot = slab_alloc(&locks_of(s).owners, r.ctx.id)
+        if not slot:
             close(fd)
             return -ENOLCK
+        o = <Owner *> slab_at(&locks_of(s).owners, slot)
+        o.slot = slot
         o.owner = arg.owner
         o.node = file.node
         o.fh = <uint32_t> arg.fh
@@ -215,6 +284,7 @@ cdef int owner_open(Request *r, OpenFile *file, fuse_lk_in *arg, Owner **found) 
             found[0] = o
             o.next = t.first
             t.first = o
+            atomic_set32(&o.live, 1)
             inode_at(&s.inodes, file.node).locked = 1
             o = NULL
     found[0].pid = arg.lk.pid

@@ -10,6 +10,8 @@ from passthru._slab cimport slab_at
 cdef uint32_t file_add(Server *s, unsigned shard, uint32_t node, int fd, unsigned kind) noexcept nogil
 cdef void file_close(Server *s, uint32_t index) noexcept nogil
 cdef void files_destroy(Server *s) noexcept nogil
+cdef void files_adopt(Server *s) noexcept nogil
+cdef void files_opened_by(Server *s, uint64_t unique) noexcept nogil
 cdef int file_open(Server *s, OpenFile *file) noexcept nogil
 cdef int cache_fd(Context *ctx, OpenFile *file) noexcept nogil
 cdef uint32_t file_io_flags(uint32_t fs_flags, uint32_t open_flags) noexcept nogil

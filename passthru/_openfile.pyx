@@ -14,7 +14,7 @@ from passthru._identity cimport data_drop
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._request cimport *
-from passthru._slab cimport CHUNK_BITS, slab_alloc, slab_destroy, slab_free
+from passthru._slab cimport CHUNK_BITS, slab_adopt, slab_alloc, slab_destroy, slab_free
 
 
 # ----------------------------------------------------------------- table
@@ -74,6 +74,51 @@ cdef void files_destroy(Server *s) noexcept nogil:
                 close(file.cache_fd)
             free(file.buf)
     slab_destroy(&s.files)
+
+
+# ------------------------------------------------------------- taking over
+
+cdef bint file_in_use(void *item) noexcept nogil:
+    return (<OpenFile *> item).kind != OF_FREE
+
+
+cdef void files_adopt(Server *s) noexcept nogil:
+    """Take an arena's open files over from a process that has died, and count them at their inodes (table_reset()).
+
+    What no reply has told of nobody can use, and what a RELEASE has begun to close is closed: their fds are left to
+    the caller to close. Directories go on from the offset that the next READDIR says.
+    """
+    cdef uint64_t n
+    cdef OpenFile *file
+    cdef Inode *i
+    slab_adopt(&s.files, file_in_use)
+    for n in range(<uint64_t> s.files.chunks << CHUNK_BITS):
+        file = <OpenFile *> slab_at(&s.files, n)
+        if file == NULL or file.kind == OF_FREE:
+            continue
+        i = inode_at(&s.inodes, file.node)
+        if i == NULL or not file.opened_by or file.released_by:
+            file.kind = OF_FREE
+            continue
+        file.buf = NULL  # it lay in the other's memory
+        file.buf_pos = file.buf_end = file.busy = 0
+        file.next_off = -1
+        i.opens += 1
+        if file.pinned:
+            i.pins += 1
+        if file.kind == OF_FILE and direct_writing(file.open_flags) and i.direct < MANY:
+            i.direct += 1
+    slab_adopt(&s.files, file_in_use)
+
+
+cdef void files_opened_by(Server *s, uint64_t unique) noexcept nogil:
+    """Close what a request has opened whose reply the kernel has not got: it is done again. Rare, so linear."""
+    cdef uint64_t n
+    cdef OpenFile *file
+    for n in range(<uint64_t> s.files.chunks << CHUNK_BITS):
+        file = <OpenFile *> slab_at(&s.files, n)
+        if file != NULL and file.kind != OF_FREE and file.opened_by == unique:
+            file_close(s, <uint32_t> n)
 
 
 # ------------------------------------------------------------ source fds

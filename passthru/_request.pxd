@@ -3,6 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from passthru._abi cimport FUSE_NOTIFY_CODES, fuse_in_header
+from passthru._arena cimport Arena, Intent
 from passthru._changes cimport Changes
 from passthru._inode cimport OpenFile, Inode, InodeTable, inode_at, inode_fd
 from passthru._libc cimport ESTALE
@@ -132,6 +133,11 @@ cdef struct Server:            # one mount
     uint32_t owner             # uid
     Handler traced             # what trace() goes on to
     uint32_t tracing
+    Arena *arena               # what a successor takes over; NULL: there will be none
+    Handler journaled          # what journal() goes on to
+    Completer complete         # that of requests by /dev/fuse, with Request.answered after it; NULL: the transport's own
+    uint32_t intents           # where the next free Intent is looked for, under intents_lock
+    uint32_t intents_lock
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop
@@ -188,6 +194,8 @@ cdef struct Request:
     Finisher finish            # continues after a backing CQE
     Finisher finished          # _trace: instead of which it is there
     Completer completed        # the same for `complete`
+    Completer answered         # see Server.complete
+    Intent *intent             # by /dev/fuse
     Handler blocking           # runs on a pool thread
     OpenFile *file
     int fd

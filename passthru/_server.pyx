@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strncpy
 
 from passthru._abi cimport *
+from passthru._arena cimport arena_new
 from passthru._backing cimport backing_forget, backings_sweep
 from passthru._confine cimport confine_thread
 from passthru._dev cimport DevThread, dev_close, dev_open, dev_serve
@@ -21,12 +22,14 @@ from passthru._idmap cimport map_caller
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._ops cimport dispatch, ops_init
-from passthru._lock cimport locks_free, locks_new
-from passthru._openfile cimport files_destroy
+from passthru._journal cimport journal, journal_complete
+from passthru._lock cimport lock_fd, locks_adopt, locks_free, locks_new
+from passthru._notify cimport notify_resend
+from passthru._openfile cimport files_adopt, files_destroy
 from passthru._pool cimport pool_busy, pool_cancel, pool_start, pool_stop, waiters_start
 from passthru._request cimport *
 from passthru._ring cimport Queue, Worker, worker_close, worker_open, worker_serve, worker_wake
-from passthru._slab cimport slab_init
+from passthru._slab cimport CHUNK_BITS, slab_at, slab_init_in
 from passthru._stats cimport *
 from passthru._trace cimport trace_switch
 
@@ -87,13 +90,14 @@ cdef class ServerCore:
     own_and_root: refuse requests of others. all_submounts, trust_modes: see Config. mountinfo: an fd of
     /proc/self/mountinfo, which stays the caller's; -1: filesystems are asked for what they are.
     stats_fd: the file that `stats` maps, where it has blocks for the header; stays the caller's; -1: there is none.
+    arena: bytes of addresses for what a successor of this process takes over (adopt()); 0: there will be none.
     Raises OSError with the failing call's errno.
     """
     def __cinit__(self, int root_fd, stats, unsigned max_threads, unsigned pool_threads,
                   unsigned fd_cache, *, unsigned payload_size, unsigned max_write, uint64_t fixed_budget,
                   bint identity, bint locks, bint xattr, bint writeback, bint own_and_root=False,
                   bint null_io=False, bint fixed_size=False, bint all_submounts=False, bint trust_modes=False,
-                  int mountinfo=-1, int stats_fd=-1):
+                  int mountinfo=-1, int stats_fd=-1, uint64_t arena=0):
         cdef char[::1] view = stats
         cdef statx stx
         cdef char path[FD_PATH]
@@ -122,11 +126,17 @@ cdef class ServerCore:
         c.trust_modes = trust_modes
         ops_init(null_io)
         self.s.dispatch = dispatch
+        if arena:
+            self.s.arena = arena_new(arena)
+            check(-ENOMEM if self.s.arena == NULL else 0, "shared memory")
+            self.s.journaled = self.s.dispatch
+            self.s.dispatch = journal
+            self.s.complete = journal_complete
         if own_and_root:
             self.s.owner = os.geteuid()
             self.s.admitted = self.s.dispatch
             self.s.dispatch = gate
-        check(slab_init(&self.s.files, sizeof(OpenFile)), "table of open files")
+        check(slab_init_in(&self.s.files, sizeof(OpenFile), self.s.arena), "table of open files")
         self.s.files.live = &self.s.stats.handles
         check(-errno if c_statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 else 0, "source")
         if stx.stx_mode & S_IFMT == S_IFDIR:
@@ -143,12 +153,13 @@ cdef class ServerCore:
         fd_path(path, root_fd)
         fd = open(path, O_PATH | O_CLOEXEC)
         check(-errno if fd < 0 else 0, "source")
-        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.files, mountinfo), "inode table")
+        check(table_init(&self.s.inodes, fd, fd_cache, &self.s.files, mountinfo, self.s.arena),
+              "inode table")
         self.s.stats.inodes = self.s.inodes.slab.count  # the root
         self.s.inodes.slab.live = &self.s.stats.inodes
         self.s.pool = pool_start(&self.s, pool_threads)
         self.s.waiters = waiters_start(&self.s)
-        self.s.locks = locks_new()
+        self.s.locks = locks_new(self.s.arena)
         if self.s.pool == NULL or self.s.waiters == NULL or self.s.locks == NULL:
             raise MemoryError()
         self.s.stats.version = STATS_VERSION
@@ -236,6 +247,61 @@ cdef class ServerCore:
     def mounted(self, uint64_t dev):
         """The mount's st_dev: found below the source it is not walked into."""
         self.s.fuse_dev = dev
+
+    def next_daemon(self):
+        """A process is about to be made that serves; how many there have been with that."""
+        self.s.arena.daemons += 1
+        return self.s.arena.daemons
+
+    def adopt(self):
+        """Take over what a process has left that has died, as it left it. Before anything is served.
+
+        Fds are left to the caller: all that fds() does not name are nobody's.
+        """
+        cdef uint64_t n
+        cdef Inode *i
+        with nogil:
+            self.s.stats.backings = 0
+            for n in range(self.s.max_threads):
+                self.s.thread_stats[n].kind = 0
+            table_reset(&self.s.inodes)
+            files_adopt(&self.s)
+            table_adopt(&self.s.inodes)
+            locks_adopt(&self.s)
+            for n in range(<uint64_t> self.s.inodes.slab.chunks << CHUNK_BITS):
+                i = inode_at(&self.s.inodes, n)
+                if i != NULL and i.backing > 0:
+                    self.s.stats.backings += 1
+
+    def fds(self):
+        """The fds that inodes, open files, filesystems and owners of locks have."""
+        cdef uint64_t n
+        cdef int fd
+        cdef Inode *i
+        cdef OpenFile *file
+        cdef set found = set()
+        for n in range(<uint64_t> self.s.inodes.slab.chunks << CHUNK_BITS):
+            i = inode_at(&self.s.inodes, n)
+            if i != NULL and i.fd >= 0:
+                found.add(i.fd)
+        for n in range(<uint64_t> self.s.files.chunks << CHUNK_BITS):
+            file = <OpenFile *> slab_at(&self.s.files, n)
+            if file != NULL and file.kind != OF_FREE:
+                found.update((file.fd, file.cache_fd))
+        for n in range(self.s.inodes.fs_count):
+            if self.s.inodes.fs[n].live:
+                found.add(self.s.inodes.fs[n].mount_fd)
+        n = 0
+        fd = lock_fd(&self.s, n)
+        while fd != -2:
+            found.add(fd)
+            n += 1
+            fd = lock_fd(&self.s, n)
+        return found
+
+    def resend(self):
+        """Have the kernel send again what a process has read from /dev/fuse that has died. Raises OSError."""
+        check(notify_resend(&self.s), "FUSE_NOTIFY_RESEND")
 
     def mounts_changed(self):
         """The mount table may be another one now."""

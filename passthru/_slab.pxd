@@ -2,6 +2,7 @@
 from libc.stdint cimport uint16_t, uint32_t
 
 from passthru._abi cimport atomic_getp
+from passthru._arena cimport Arena
 
 cdef enum:
     SLAB_SHARDS = 16
@@ -35,8 +36,13 @@ cdef struct Slab:
     char pad[64]           # what is written at each allocation lies apart from what each look-up reads
     uint32_t *live         # slots in use: `count`, or in the status page
     uint32_t count
+    Arena *arena           # where its chunks are; NULL: in memory of this process's own
+
+ctypedef bint (*InUse)(void *item) noexcept nogil
 
 cdef int slab_init(Slab *s, size_t item) noexcept nogil
+cdef int slab_init_in(Slab *s, size_t item, Arena *arena) noexcept nogil
+cdef void slab_adopt(Slab *s, InUse in_use) noexcept nogil
 cdef void slab_destroy(Slab *s) noexcept nogil
 cdef uint32_t slab_alloc(Slab *s, unsigned shard) noexcept nogil
 cdef void slab_free(Slab *s, uint32_t index) noexcept nogil

@@ -900,6 +900,7 @@ static inline uint64_t now_ns(void)
 
 /* --------------------------------------------------- atomics and spinlock */
 
+static inline void atomic_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static inline uint32_t atomic_add32(uint32_t *p, uint32_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
 static inline uint32_t atomic_sub32(uint32_t *p, uint32_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_ACQ_REL); }
 static inline uint32_t atomic_get32(uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }

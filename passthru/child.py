@@ -71,7 +71,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the caller's may be any
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    from .session import run
+    from .supervision import run
 
     told = False
     pidfd = opened(int(parent))  # a daemon that serves may not ask for one (--sandbox)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from . import commands, log, sd_notify
 from . import options as opts
 from .errors import MountpointError, PassthruError, SourceError, reason, unexpected
-from .session import run
 from .stdio import close_inherited, quiet, standard_files
+from .supervision import run
 
 
 def background(

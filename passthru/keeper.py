@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -65,6 +66,14 @@ class Keeper:
         if error:
             raise OSError(*error)
         return result, got[0] if got else -1
+
+    def forget_answers(self) -> None:
+        """A daemon has died that may have asked something: what it was answered is nobody's."""
+        with contextlib.suppress(OSError):
+            while select.select([self._socket], [], [], 0)[0]:
+                _, fds, _, _ = socket.recv_fds(self._socket, PACKET, 1)
+                for fd in fds:
+                    os.close(fd)
 
     def attach(self, mount_fd: int, page: tuple[int, int]) -> None:
         """Put a detached mount at its place. page: Page.identity."""

@@ -351,6 +351,10 @@ class Options:
         "see docs/security.md", "--sandbox", parse=lambda t: _choice(t, SANDBOX),
         metavar="auto|none|caps|seccomp|namespace", o="sandbox")
 
+    supervise: bool = option(
+        False, "when the daemon dies a successor takes the mount over, and programs go on (root only, /dev/fuse, Linux "
+        "6.9)", "--supervise", o="supervise", no="nosupervise")
+
     null_io: bool = option(
         False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)
 

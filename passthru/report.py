@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .connection import Connection
@@ -13,6 +13,17 @@ from .sandbox import Sandbox
 from .source import Source
 from .status_page import DIALECTS
 from .transport import PER_ENTRY, Transport
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """Of a mount with --supervise: how many daemons have been taken over from, of what the last one died, for how many
+    milliseconds nobody served then, and which process serves."""
+
+    count: int
+    reason: str
+    pause_ms: float
+    daemon: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Served:
     identity: bool
     fixed: bool
     cached: str
+    takeover: Takeover | None = None
 
 
 def summary(s: Served, target: str) -> str:
@@ -87,5 +99,6 @@ def describe_options(s: Served, connection: Connection) -> dict[str, Any]:
     o = s.options
     values = {f.name: getattr(o, f.name) for f in fields(o) if f.metadata and not f.metadata["hidden"]}
     connection.page.describe(passthrough=s.passing.happens)
-    connection.page.settings(values, s.transport.why, s.sandbox.text, s.cached, s.passing.but_on)
+    connection.page.settings(values, s.transport.why, s.sandbox.text, s.cached, s.passing.but_on,
+                             asdict(s.takeover) if s.takeover is not None else None)
     return values

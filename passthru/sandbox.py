@@ -283,6 +283,13 @@ class Sandbox:
         _confine.keep_capabilities(self._kept)
         _confine.cut_capabilities(self._kept | mask(*AT_START))
 
+    def renew(self) -> None:
+        """For a process that was made by spawn(): /proc/self is another one."""
+        self._proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.know(self._proc)
+        self.fds = fd_directory()
+        self.know(self.fds)
+
     # ------------------------------------------------------------- when the mount is up
 
     def confine(self, fuse_dev: int, alone: Callable[[], object], closed: Callable[[], object]) -> None:

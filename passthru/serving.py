@@ -42,16 +42,19 @@ def stats_size(threads: int) -> int:
 
 def make_core(
     o: Options, source_fd: int, page: Page, threads: int, entries: int, *, identity: bool, fixed_size: bool,
-    mountinfo: int,
+    mountinfo: int, arena: int = 0,
 ) -> _server.ServerCore:
-    """The server of a mount, before INIT, with so many threads of queues and entries in all. Raises OSError."""
+    """The server of a mount, before INIT, with so many threads of queues and entries in all. Raises OSError.
+
+    arena: see ServerCore.
+    """
     core = _server.ServerCore(
         source_fd, page.memory, _blocks(threads), POOL_THREADS, resources.fd_cache_size(),
         payload_size=o.payload_size, max_write=o.max_write, own_and_root=o.checks_callers,
         fixed_budget=min(entries * o.payload_size, resources.memory() // 64),
         identity=identity, locks=not o.local_locks, xattr=o.xattr, writeback=o.writeback, null_io=o.null_io,
         fixed_size=fixed_size, all_submounts=o.submounts == "all", trust_modes=o.trust_modes, mountinfo=mountinfo,
-        stats_fd=page.fd)
+        stats_fd=page.fd, arena=arena)
     configure(core, o, passthrough=False)  # that comes with INIT
     return core
 

@@ -38,6 +38,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Session:
     """A mount being made, served and ended by this process. stopping: called when the end has begun."""
 
+    arena = 0  # bytes of addresses that the tables have in memory for a successor
+    holder = -1  # pidfd of the process without which the mount ends
+    takeover: report.Takeover | None = None
+
     def __init__(self, options: Options, stopping: Callable[[], object] | None = None):
         self.options = options
         self._stopping = stopping
@@ -122,10 +126,13 @@ class Session:
             o.zero_copy == "on" or not self.core.source_remote if o.pin_buffers is None else o.pin_buffers)
         self._hide_mountpoint()
         self.sandbox.before_threads()
-        log.start(_confine.cut_thread)
+        self._start_log()
         self.serving = Serving(self.core, lambda: os.eventfd_write(self.thread_ended, 1))
         buffers = o.buffers, o.unpinned_buffers(queues, self.depth, resources.memory())
         self._open_queues(plan, buffers)
+
+    def _start_log(self) -> None:
+        log.start(_confine.cut_thread)
 
     def _make_core(self, threads: int, queues: int) -> None:
         o = self.options
@@ -137,7 +144,7 @@ class Session:
         with self.sandbox.inside():
             self.core = make_core(
                 o, self.source_fd, page, threads, queues * self.depth, identity=self.identity, fixed_size=self.fixed,
-                mountinfo=self.mountinfo)
+                mountinfo=self.mountinfo, arena=self.arena)
         self.options = o = options_for(
             self.core.source_is, o, all_callers=self.identity and self.source.directory)
         root = os.geteuid() == 0  # fusermount3 always has the first two
@@ -173,19 +180,30 @@ class Session:
                 self.core.zero_copy(True, 0 if self.options.zero_copy == "on" else ZERO_COPY_MIN)
         else:
             serving.skip_queues()
-        # The first reads the connection's own fd: INTERRUPT and FORGET may come by any.
-        serving.add_reader(connection.copy())
-        for _ in range(1, self.transport.readers()):
-            serving.add_reader(connection.clone(self.sandbox.open_fuse))
-        self._catch_signals()
+        self._serve_first()
         self._attach()
         self.core.mounted(connection.dev)
-        serving.keep_house(lambda: os.eventfd_write(self.filesystems_changed, 1))
+        self._keep_house()
         if self.watcher is not None:
             serving.watch(self.watcher)
         self.hotplug = self._watch_cpus()
         report.describe(self._served(), connection)
         connection.listen(self.set_options)
+
+    def _serve_first(self) -> None:
+        """What serves from before the mount is at its place."""
+        self._add_readers()
+        self._catch_signals()
+
+    def _keep_house(self) -> None:
+        self._serving.keep_house(lambda: os.eventfd_write(self.filesystems_changed, 1))
+
+    def _add_readers(self) -> None:
+        connection, serving = self._connection, self._serving
+        # The first reads the connection's own fd: INTERRUPT and FORGET may come by any.
+        serving.add_reader(connection.copy())
+        for _ in range(1, self.transport.readers()):
+            serving.add_reader(connection.clone(self.sandbox.open_fuse))
 
     def _agree(self, request: init.Init) -> Agreement:
         """What INIT is answered. Raises TransportError."""
@@ -278,7 +296,7 @@ class Session:
         return report.Served(
             self.options, self.source, self.transport, self.sandbox, self.possible, self.depth,
             len(self._serving.queues), len(self._serving.readers), self._passing(), self.identity, self.fixed,
-            self._cached())
+            self._cached(), self.takeover)
 
     def _passing(self) -> Passing:
         """Where the kernel reads and writes files itself."""
@@ -321,6 +339,8 @@ class Session:
             poll.register(hotplug, select.POLLIN)
         if control is not None:
             poll.register(control.fd, select.POLLIN)
+        if self.holder >= 0:
+            poll.register(self.holder, select.POLLIN)
         poll.register(self.mountinfo, select.POLLPRI)  # and POLLERR: the mount table has changed
         while not serving.over:
             left = None if self.end_by is None else max(0, int((self.end_by - time.monotonic()) * 1000))
@@ -344,6 +364,10 @@ class Session:
                 elif fd == self.filesystems_changed:
                     os.eventfd_read(fd)
                     report.describe_options(self._served(), self._connection)
+                elif fd == self.holder:
+                    poll.unregister(fd)
+                    log.error(f"{self._connection.target}: the holder has ended: unmounting")
+                    self.unmount()
                 elif hotplug is not None and fd == hotplug.fileno():
                     if hotplug.changed():
                         serving.bind_queues()
@@ -426,7 +450,7 @@ class Session:
         connection.abort()
         if self.watcher is not None:
             ended = self.watcher.ended(by) and ended
-        if _server.DEBUG and ended and not self.core.hangs and connection.page is not None:
+        if _server.DEBUG and not self.takeover and ended and not self.core.hangs and connection.page is not None:
             check_level(self.core, connection.page)
         if not ended or not self.core.close():
             log.warning(f"{connection.target}: the source does not answer; what waits for it is given up")

@@ -281,14 +281,14 @@ class Page:
             form.pack_into(self.memory, at, value)
 
     def settings(self, options: dict[str, Any], why: str = "", sandbox: str = "", cached: str = "",
-                 not_passed: str = "") -> None:
-        """Say which options are in effect, why there is no ring, how the daemon is confined, what the kernel keeps, and
-        on which filesystems there is no kernel passthrough.
+                 not_passed: str = "", takeover: dict[str, Any] | None = None) -> None:
+        """Say which options are in effect, why there is no ring, how the daemon is confined, what the kernel keeps, on
+        which filesystems there is no kernel passthrough, and from whom it was taken over (report.Takeover).
 
         ValueError: there is no room for it.
         """
         text = json.dumps({"options": options, "why": why, "sandbox": sandbox, "cached": cached,
-                           "not_passed": not_passed[:SHOWN]}).encode()
+                           "not_passed": not_passed[:SHOWN], "takeover": takeover}).encode()
         if len(text) > SETTINGS:
             raise ValueError("settings too long")
         changing = field(self.memory, "settings_seq") | 1

@@ -1,0 +1,37 @@
+"""Memory that outlives a daemon: a shared mapping that a holder makes and each daemon inherits at the same addresses.
+
+Nothing in it is given back, but for the pages of what is empty: pieces are chunks of tables and requests' buffers, which are
+used again. Pages are there when they are touched; what is reserved costs addresses only.
+"""
+from libc.stdint cimport uint64_t
+
+from passthru._abi cimport PAGE, page_up
+from passthru._libc cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+
+
+cdef extern from *:
+    """
+    static inline uint64_t passthru_add64(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
+    """
+    uint64_t passthru_add64(uint64_t *p, uint64_t n) nogil
+
+
+cdef Arena *arena_new(uint64_t size) noexcept nogil:
+    """An empty one of so many bytes of addresses, or NULL."""
+    cdef void *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef Arena *a = <Arena *> m
+    if m == MAP_FAILED:
+        return NULL
+    a.size = size
+    a.used = page_up(sizeof(Arena))
+    return a
+
+
+cdef void *arena_alloc(Arena *a, uint64_t size) noexcept nogil:
+    """Zeroed pages for so many bytes, for good; NULL: no addresses are left."""
+    cdef uint64_t at
+    size = page_up(size)
+    at = passthru_add64(&a.used, size)
+    if at + size > a.size:
+        return NULL
+    return <char *> a + at

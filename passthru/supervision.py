@@ -1,0 +1,242 @@
+"""--supervise: a process that never serves, the holder, keeps a mount alive when its daemon dies, and starts a successor.
+
+The holder makes the mount, and has all that must not die with a daemon: the fds, since it and all daemons share one table of
+files, and the memory of the tables (_arena). Daemons are copies of the holder (_spawn). docs/takeover.md has the whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import _confine, _spawn, init, log, report, session
+from .capabilities import CAP_SYS_ADMIN, capable_of_all
+from .connection import Agreement
+from .errors import PassthruError, TransportError, UsageError
+from .options import Options
+from .sandbox import SECCOMP
+
+LIVED = 10.0       # seconds: a daemon that has served for so long has not died of how it was started
+PAUSES = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # before the successor of the n-th in a row that has not; the last is kept
+GIVE_UP = 30       # so many in a row, and the mount is taken away
+ARENA = 1 << 36    # bytes of addresses
+STOP = session.STOP_SIGNALS
+
+
+def refusal(o: Options) -> str:
+    """Why these options cannot be supervised, or ''."""
+    if os.geteuid() != 0 or not capable_of_all(CAP_SYS_ADMIN):
+        return "only root's mounts can be taken over"
+    if o.transport == "ring" or o.dialect != "auto" or o.zero_copy == "on":
+        return "by the ring requests of a dead daemon cannot be taken over yet: not with --transport ring or its options"
+    for given, what in (
+        (o.writeback, "--writeback"), (o.cache == "coherent", "--cache coherent"), (o.debug_fuse, "--debug-fuse"),
+        (o.null_io, "--null-io"), (o.selinux, "--selinux"), (o.fixed_size, "--fixed-size"),
+    ):
+        if given:
+            return f"not with {what} yet"
+    return ""
+
+
+class Supervised(session.Session):
+    """A session that the holder starts, and daemons serve, one after the other."""
+
+    arena = ARENA
+
+    def __init__(self, options: Options, stopping: Callable[[], object] | None = None):
+        why = refusal(options)
+        if why:
+            raise UsageError(f"--supervise: {why}")
+        super().__init__(options, stopping)
+        self.transport.ring = False
+        self.sandbox.limit(SECCOMP, "--supervise: a successor needs files that it would hide")
+        self._died = 0.0
+        self._reason = ""
+
+    # ------------------------------------------------------------ the holder: start()
+
+    def _open(self) -> None:
+        super()._open()
+        if not self.source.directory:
+            raise UsageError("--supervise: the source must be a directory")
+        if self._connection.by_fusermount:
+            raise UsageError("--supervise: not where fusermount3 mounts")
+
+    def _start_log(self) -> None:
+        """It has no threads, so that copies can be made of it."""
+
+    def _serve_first(self) -> None:
+        """Readers are the daemons'."""
+
+    def _keep_house(self) -> None:
+        """So is this."""
+
+    def _agree(self, request: init.Init) -> Agreement:
+        if not request.offers("HAS_RESEND"):
+            raise TransportError("--supervise: this kernel does not send requests again (Linux 6.9)")
+        if self.core.source_remote:
+            raise UsageError("--supervise: the source's filesystem is not a local one")
+        return super()._agree(request)
+
+    def _confine(self) -> None:
+        """Daemons confine themselves."""
+
+    def set_options(self, words: list[str], uid: int) -> dict[str, Any]:
+        raise UsageError("not of a mount with --supervise: a successor would not know of it")
+
+    # ------------------------------------------------------------ a daemon
+
+    def daemon(self, number: int, files: set[int], serving: int) -> int:
+        """Its life; the exit code. files: fds of the holder's. serving: an eventfd by which the holder hears of it."""
+        if number > 1:
+            self.core.adopt()
+            # Who closes a clone of the fuse fd fails what was read by it: so RESEND comes first.
+            self.core.resend()
+            known = files | self.core.fds()
+            for name in os.listdir("/proc/self/fd"):
+                if int(name) not in known:
+                    with contextlib.suppress(OSError):
+                        os.close(int(name))
+        self.holder = os.pidfd_open(os.getppid())
+        self.sandbox.renew()
+        self.thread_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if self._connection.keeper is not None:
+            self._connection.keeper.forget_answers()
+        self._add_readers()
+        pause = (time.monotonic() - self._died) * 1000 if number > 1 else 0.0
+        self._catch_signals()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+        log.start(_confine.cut_thread)
+        self._serving.keep_house()
+        self.takeover = report.Takeover(number - 1, self._reason, round(pause, 1), os.getpid())
+        session.Session._confine(self)
+        os.eventfd_write(serving, 1)
+        if number > 1:
+            log.warning(f"{self._connection.target}: taken over from a daemon that has ended ({self._reason}): "
+                        f"number {number - 1}, {pause:.1f} ms")
+        try:
+            self.serve()
+        finally:
+            log.stop()
+        return 0
+
+    def _child(self, number: int, files: set[int], serving: int) -> None:
+        code = 1
+        try:
+            code = self.daemon(number, files, serving)
+        except PassthruError as e:
+            code = e.exit_code
+            log.error(str(e))
+        except Exception as e:
+            log.error(f"{type(e).__name__}: {e}")
+        finally:
+            os._exit(code)
+
+    # ------------------------------------------------------------ the holder
+
+    def hold(self, ready: Callable[[], object]) -> None:
+        """Have daemons serve until the end. ready: called when the first one does. Raises PassthruError."""
+        wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        serving = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for s in (*STOP, signal.SIGCHLD):
+            signal.signal(s, lambda *_: None)
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(serving, select.POLLIN)
+        files = {int(name) for name in os.listdir("/proc/self/fd")}
+        short = 0
+        self._stop_asked = False
+        while True:
+            number = self.core.next_daemon()
+            began = time.monotonic()
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until the daemon has a handler of its own
+            pid = _spawn.spawn()
+            if pid == 0:
+                self._child(number, files, serving)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+            status = self._wait(poll, wake, serving, pid, ready if number == 1 else lambda: None)
+            self._died = time.monotonic()
+            if os.WIFEXITED(status):
+                if os.WEXITSTATUS(status) == 0:
+                    return
+                self._abandon()
+                raise PassthruError("the daemon ended with an error")
+            self._reason = signal.Signals(os.WTERMSIG(status)).name
+            if number == 1 and not self._told:
+                self._abandon()
+                raise PassthruError(f"the daemon ended before the mount was usable ({self._reason})")
+            short = 0 if self._died - began >= LIVED else short + 1
+            if short >= GIVE_UP:
+                log.error(f"{self._connection.target}: {short} daemons in a row have ended at once ({self._reason}): unmounting")
+                self._take_away()
+                raise PassthruError("the daemon ends again and again")
+            pause = PAUSES[min(short, len(PAUSES) - 1)]
+            if pause:
+                log.warning(f"{self._connection.target}: {short} daemons in a row have ended soon ({self._reason}): "
+                            f"the next one in {pause:g} s; until then all waits")
+            if not self._rest(poll, wake, pause):
+                self._take_away()
+                return
+
+    _told = False
+
+    def _wait(self, poll: select.poll, wake: int, serving: int, pid: int, ready: Callable[[], object]) -> int:
+        """Until the daemon `pid` has ended: its status, as of waitpid(2)."""
+        while True:
+            for fd, _ in poll.poll():
+                if fd == serving:
+                    os.eventfd_read(serving)
+                    self._told = True
+                    ready()
+                    continue
+                for number in os.read(wake, 64):
+                    if number != signal.SIGCHLD:
+                        self._stop_asked = True
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGTERM)
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    return status
+
+    def _rest(self, poll: select.poll, wake: int, pause: float) -> bool:
+        """Wait before the next daemon. False: the mount has ended, or is to end."""
+        until = time.monotonic() + pause
+        there = select.poll()
+        there.register(wake, select.POLLIN)
+        there.register(self._connection.fuse_fd, 0)  # POLLERR: the connection has ended
+        while True:
+            left = until - time.monotonic()
+            for fd, _ in there.poll(max(0, int(left * 1000))):
+                if fd != wake:
+                    return False
+                if any(number != signal.SIGCHLD for number in os.read(wake, 64)):
+                    return False
+            if self._stop_asked:
+                return False
+            if left <= 0:
+                return True
+
+    def _take_away(self) -> None:
+        """The mount ends while nobody serves it."""
+        self._say_stopping()
+        with contextlib.suppress(OSError):
+            self._connection.unmount()
+        self._connection.abort()
+        self._connection.hide()
+
+
+def run(options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None) -> None:
+    """As session.run(), for all options."""
+    if not options.supervise:
+        session.run(options, ready, stopping)
+        return
+    supervised = Supervised(options, stopping)
+    line = supervised.start()
+    supervised.hold(lambda: ready(line))
