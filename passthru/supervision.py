@@ -21,7 +21,7 @@ from .errors import PassthruError, TransportError, UsageError
 from .options import Options
 from .sandbox import SECCOMP
 
-LIVED = 10.0       # seconds: a daemon that has served for so long has not died of how it was started
+LIVED = 0.1        # seconds: a daemon that has served for so long has not died of how it was started, or of a request that waited
 PAUSES = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # before the successor of the n-th in a row that has not; the last is kept
 GIVE_UP = 30       # so many in a row, and the mount is taken away
 ARENA = 1 << 36    # bytes of addresses
@@ -108,7 +108,10 @@ class Supervised(session.Session):
         if self._connection.keeper is not None:
             self._connection.keeper.forget_answers()
         self._add_readers()
-        pause = (time.monotonic() - self._died) * 1000 if number > 1 else 0.0
+        pause = 0.0
+        if number > 1:
+            os.eventfd_write(serving, 1)
+            pause = (time.monotonic() - self._died) * 1000
         self._catch_signals()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
@@ -116,8 +119,9 @@ class Supervised(session.Session):
         self._serving.keep_house()
         self.takeover = report.Takeover(number - 1, self._reason, round(pause, 1), os.getpid())
         session.Session._confine(self)
-        os.eventfd_write(serving, 1)
-        if number > 1:
+        if number == 1:
+            os.eventfd_write(serving, 1)
+        else:
             log.warning(f"{self._connection.target}: taken over from a daemon that has ended ({self._reason}): "
                         f"number {number - 1}, {pause:.1f} ms")
         try:
@@ -155,7 +159,7 @@ class Supervised(session.Session):
         self._stop_asked = False
         while True:
             number = self.core.next_daemon()
-            began = time.monotonic()
+            self._since = 0.0
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until the daemon has a handler of its own
             pid = _spawn.spawn()
             if pid == 0:
@@ -172,7 +176,7 @@ class Supervised(session.Session):
             if number == 1 and not self._told:
                 self._abandon()
                 raise PassthruError(f"the daemon ended before the mount was usable ({self._reason})")
-            short = 0 if self._died - began >= LIVED else short + 1
+            short = 0 if self._since and self._died - self._since >= LIVED else short + 1
             if short >= GIVE_UP:
                 log.error(f"{self._connection.target}: {short} daemons in a row have ended at once ({self._reason}): unmounting")
                 self._take_away()
@@ -186,6 +190,7 @@ class Supervised(session.Session):
                 return
 
     _told = False
+    _since = 0.0  # since when the daemon of now serves; 0: it does not yet
 
     def _wait(self, poll: select.poll, wake: int, serving: int, pid: int, ready: Callable[[], object]) -> int:
         """Until the daemon `pid` has ended: its status, as of waitpid(2)."""
@@ -193,7 +198,7 @@ class Supervised(session.Session):
             for fd, _ in poll.poll():
                 if fd == serving:
                     os.eventfd_read(serving)
-                    self._told = True
+                    self._told, self._since = True, time.monotonic()
                     ready()
                     continue
                 for number in os.read(wake, 64):
