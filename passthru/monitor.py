@@ -224,7 +224,7 @@ def status(m: Mount) -> dict[str, Any]:
     taken = sum(t["buffers_taken"] - t["buffers_given"] for t in rows)
     ring = s.transport == "ring"
     return {
-        **summary(m), "why": s.why, "sandbox": s.sandbox, "cached": s.cached,
+        **summary(m), "why": s.why, "sandbox": s.sandbox, "cached": s.cached, "takeover": s.takeover,
         "fuse": {"minor": int(h["minor"]), "init_flags": int(h["init_flags"]), "max_write": int(h["max_write"]),
                  "device": f"{os.major(int(h['fuse_dev']))}:{os.minor(int(h['fuse_dev']))}"},
         "identity": bool(h["identity"]), "readers": int(h["readers"]),

@@ -153,6 +153,12 @@ class Snapshot:
         return str(self._said().get("not_passed", ""))
 
     @property
+    def takeover(self) -> dict[str, Any]:
+        """Of a mount with --supervise, as report.Takeover has it; else empty."""
+        said = self._said().get("takeover")
+        return said if isinstance(said, dict) else {}
+
+    @property
     def sandbox(self) -> str:
         """How the daemon is confined: the level of --sandbox, and in brackets why it is no higher one, if it is not."""
         return str(self._said().get("sandbox", ""))

@@ -116,7 +116,7 @@ class Supervised(session.Session):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
         log.start(_confine.cut_thread)
-        self._serving.keep_house()
+        session.Session._keep_house(self)
         self.takeover = report.Takeover(number - 1, self._reason, round(pause, 1), os.getpid())
         session.Session._confine(self)
         if number == 1:

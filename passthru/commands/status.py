@@ -48,6 +48,9 @@ def text(s: dict[str, Any]) -> list[str]:
         ("backing I/O", f"{total['io_inline']} at once, {total['io_ring']} by the ring ({total['io_fixed']} with "
          f"registered memory), {total['io_pool']} by pool threads, {total['io_zero_copy']} zero-copy"),
     ]
+    if t := s["takeover"]:
+        rows.append(("supervised", f"by {s['pid']}, daemon {t['daemon']} serves; {t['count']} takeovers" + (
+            f", the last after {t['reason']}, {t['pause_ms']:g} ms" if t["count"] else "")))
     if s["process"]:
         p = s["process"]
         rows.append(("process", f"{size(p['rss'])} resident, {size(p['pinned'])} pinned, {p.get('fds', '?')} fds, "
