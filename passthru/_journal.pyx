@@ -28,7 +28,7 @@ from passthru._request cimport *
 from passthru._slab cimport slab_at
 
 cdef enum:
-    GO_ON = -0x10000003    # redo(): it is to be done, once more or for the first time
+    GO_ON = -0x10000003    # again(): it is to be done, once more or for the first time
 
 
 cdef inline uint64_t key_of(Request *r) noexcept nogil:

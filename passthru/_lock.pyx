@@ -83,11 +83,11 @@ cdef struct Locks:             # of one mount
 
 cdef LockTables *locks_new(Arena *arena) noexcept nogil:
     """Empty tables, or NULL. arena: what owners are kept in for a successor (locks_adopt()), or NULL."""
-    cdef Locks *l = <Locks *> calloc(1, sizeof(Locks))
-    if l != NULL and slab_init_in(&l.owners, sizeof(Owner), arena) < 0:
-        free(l)
+    cdef Locks *fresh = <Locks *> calloc(1, sizeof(Locks))
+    if fresh != NULL and slab_init_in(&fresh.owners, sizeof(Owner), arena) < 0:
+        free(fresh)
         return NULL
-    return <LockTables *> l
+    return <LockTables *> fresh
 
 
 cdef void locks_free(LockTables *locks) noexcept nogil:
@@ -120,19 +120,19 @@ cdef void locks_adopt(Server *s) noexcept nogil:
     Their locks are held on, since their fds are. Nobody waits: who did asks again. An open file with a flock(2) may just
     have been closed, so all are taken for that.
     """
-    cdef Locks *l = locks_of(s)
+    cdef Locks *all_ = locks_of(s)
     cdef Table *t
     cdef Owner *o
     cdef OpenFile *file
     cdef Inode *i
     cdef uint64_t n
-    slab_adopt(&l.owners, owner_in_use)
-    memset(l.tables, 0, sizeof(l.tables))
-    memset(l.holders, 0, sizeof(l.holders))
-    l.waits = NULL
-    l.waits_lock = 0
-    for n in range(<uint64_t> l.owners.chunks << CHUNK_BITS):
-        o = <Owner *> slab_at(&l.owners, n)
+    slab_adopt(&all_.owners, owner_in_use)
+    memset(all_.tables, 0, sizeof(all_.tables))
+    memset(all_.holders, 0, sizeof(all_.holders))
+    all_.waits = NULL
+    all_.waits_lock = 0
+    for n in range(<uint64_t> all_.owners.chunks << CHUNK_BITS):
+        o = <Owner *> slab_at(&all_.owners, n)
         if o == NULL or not o.live:
             continue
         i = inode_at(&s.inodes, o.node)
@@ -148,7 +148,7 @@ cdef void locks_adopt(Server *s) noexcept nogil:
         o.low = 0
         o.high = TO_THE_END
         atomic_add32(holders_of(s, o.owner), 1)
-    slab_adopt(&l.owners, owner_in_use)
+    slab_adopt(&all_.owners, owner_in_use)
     for n in range(<uint64_t> s.files.chunks << CHUNK_BITS):
         file = <OpenFile *> slab_at(&s.files, n)
         if file != NULL and file.kind == OF_FILE and file.flocked:

@@ -2,7 +2,6 @@
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._libc cimport *
 
@@ -27,13 +26,13 @@ cdef extern from *:
     static long passthru_spawn(void)
     {
         uint64_t *tid = NULL;
-        struct { uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls; } a = {0};
+        struct { uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls; } how = {0};
         if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) < 0)
             return -1;
-        a.flags = 0x00000400 /* CLONE_FILES */ | 0x01000000 /* CLONE_CHILD_SETTID */ | 0x00200000 /* CLONE_CHILD_CLEARTID */;
-        a.child_tid = (uint64_t)(uintptr_t)tid;
-        a.exit_signal = SIGCHLD;
-        return syscall(CALL_clone3, &a, sizeof(a));
+        how.flags = 0x01200400; /* CLONE_FILES, CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID */
+        how.child_tid = (uint64_t)(uintptr_t)tid;
+        how.exit_signal = SIGCHLD;
+        return syscall(CALL_clone3, &how, sizeof(how));
     }
     """
     long passthru_spawn()

@@ -118,12 +118,12 @@ class Supervised(session.Session):
         log.start(_confine.cut_thread)
         session.Session._keep_house(self)
         self.takeover = report.Takeover(number - 1, self._reason, round(pause, 1), os.getpid())
+        if number > 1:
+            log.warning(f"{self._connection.target}: taken over from a daemon that has ended ({self._reason}): "
+                        f"number {number - 1}, {pause:.1f} ms")
         session.Session._confine(self)
         if number == 1:
             os.eventfd_write(serving, 1)
-        else:
-            log.warning(f"{self._connection.target}: taken over from a daemon that has ended ({self._reason}): "
-                        f"number {number - 1}, {pause:.1f} ms")
         try:
             self.serve()
         finally:
