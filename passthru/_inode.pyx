@@ -982,8 +982,8 @@ cdef void adopt_inode(InodeTable *t, Inode *i, uint32_t node) noexcept nogil:
 cdef void table_adopt(InodeTable *t) noexcept nogil:
     """Take an arena's table over from a process that has died, as it left it: after table_reset() and files_adopt().
 
-    Nobody else uses the table. Slots say what is so; hash, caches, counts and locks are made anew. Of inodes, `opens`, `pins` and `direct` are what
-    files_adopt() has counted. Fds that no slot has are left to the caller to close.
+    Nobody else uses the table. Slots say what is so; hash, caches, counts and locks are made anew. Of inodes `opens`, `pins`
+    and `direct` are what files_adopt() has counted. Fds that no slot has are left to the caller to close.
     """
     cdef uint64_t n, key
     cdef uint32_t b, last = 0, most = 0

@@ -1,7 +1,7 @@
-"""--supervise: a process that never serves, the holder, keeps a mount alive when its daemon dies, and starts a successor.
+"""--supervise: a process that never serves, the holder, keeps a mount alive when its daemon dies.
 
-The holder makes the mount, and has all that must not die with a daemon: the fds, since it and all daemons share one table of
-files, and the memory of the tables (_arena). Daemons are copies of the holder (_spawn). docs/takeover.md has the whole.
+The holder makes the mount, and has all that must not die with a daemon: the fds, since it and all daemons share one table
+of files, and the memory of the tables (_arena). Daemons are copies of the holder (_spawn). docs/takeover.md has the whole.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from .errors import PassthruError, TransportError, UsageError
 from .options import Options
 from .sandbox import SECCOMP
 
-LIVED = 0.1        # seconds: a daemon that has served for so long has not died of how it was started, or of a request that waited
-PAUSES = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # before the successor of the n-th in a row that has not; the last is kept
+# Seconds: a daemon that has served for so long has not died of how it was started, or of a request that waited.
+LIVED = 0.1
+# Before the successor of the n-th in a row that has not; the last is kept.
+PAUSES = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 GIVE_UP = 30       # so many in a row, and the mount is taken away
 ARENA = 1 << 36    # bytes of addresses
 STOP = session.STOP_SIGNALS
@@ -33,7 +35,7 @@ def refusal(o: Options) -> str:
     if os.geteuid() != 0 or not capable_of_all(CAP_SYS_ADMIN):
         return "only root's mounts can be taken over"
     if o.transport == "ring" or o.dialect != "auto" or o.zero_copy == "on":
-        return "by the ring requests of a dead daemon cannot be taken over yet: not with --transport ring or its options"
+        return "a dead daemon's ring cannot be taken over yet: not with --transport ring or its options"
     for given, what in (
         (o.writeback, "--writeback"), (o.cache == "coherent", "--cache coherent"), (o.debug_fuse, "--debug-fuse"),
         (o.null_io, "--null-io"), (o.selinux, "--selinux"), (o.fixed_size, "--fixed-size"),
@@ -178,7 +180,8 @@ class Supervised(session.Session):
                 raise PassthruError(f"the daemon ended before the mount was usable ({self._reason})")
             short = 0 if self._since and self._died - self._since >= LIVED else short + 1
             if short >= GIVE_UP:
-                log.error(f"{self._connection.target}: {short} daemons in a row have ended at once ({self._reason}): unmounting")
+                log.error(f"{self._connection.target}: {short} daemons in a row have ended at once ({self._reason}): "
+                          "unmounting")
                 self._take_away()
                 raise PassthruError("the daemon ends again and again")
             pause = PAUSES[min(short, len(PAUSES) - 1)]

@@ -19,8 +19,8 @@ pytestmark = [
         tuple(int(n) for n in os.uname().release.split(".")[:2]) < (6, 9), reason="the kernel sends nothing again"),
 ]
 ENDURING = Path(__file__).with_name("_enduring.py")
-ROLES = ("data", "data", "names", "names", "append", "append", "record", "record", "flock", "flock", "holder", "unlinked",
-         "lister", "attributes")
+ROLES = ("data", "data", "names", "names", "append", "append", "record", "record", "flock", "flock", "holder",
+         "unlinked", "lister", "attributes")
 
 
 class Mount:

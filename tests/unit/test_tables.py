@@ -121,7 +121,7 @@ def test_names_are_declared_once():
 
 
 def test_c_is_declared_in_two_places():
-    """The C library in _libc.pxd, the kernel in _abi.pxd; _confine and _spawn have C, _request names others' structs."""
+    """The C library in _libc.pxd, the kernel in _abi.pxd; _confine, _spawn have C, _request names others' structs."""
     found = {path.name for path in SOURCES if re.search(r"^cdef extern from", path.read_text(), re.MULTILINE)}
     assert found == {"_abi.pxd", "_libc.pxd", "_confine.pyx", "_spawn.pyx", "_request.pxd"}
 
