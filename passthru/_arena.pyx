@@ -6,7 +6,9 @@ used again. Pages are there when they are touched; what is reserved costs addres
 from libc.stdint cimport uint32_t, uint64_t
 
 from passthru._abi cimport page_up, spin_lock, spin_unlock
-from passthru._libc cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+from passthru._libc cimport (
+    MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap,
+)
 
 
 cdef uint32_t lock  # not in the arena: a daemon may die with it
@@ -18,6 +20,7 @@ cdef Arena *arena_new(uint64_t size) noexcept nogil:
     cdef Arena *a = <Arena *> m
     if m == MAP_FAILED:
         return NULL
+    madvise(m, size, MADV_DONTDUMP)  # a dump would take its time, and all wait for the process's end
     a.size = size
     a.used = page_up(sizeof(Arena))
     return a

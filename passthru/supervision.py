@@ -1,13 +1,15 @@
 """--supervise: a process that never serves, the holder, keeps a mount alive when its daemon dies.
 
-The holder makes the mount, and has all that must not die with a daemon: the fds, since it and all daemons share one table
-of files, and the memory of the tables (_arena). Daemons are copies of the holder (_spawn). docs/takeover.md has the whole.
+The holder makes the mount, and has all that must not die with a daemon: the fds, since it and all daemons share one
+table of files, and the memory of the tables (_arena). Daemons are copies of the holder (_spawn). What becomes of
+requests and tables: docs/takeover.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import time
@@ -19,7 +21,7 @@ from .capabilities import CAP_SYS_ADMIN, capable_of_all
 from .connection import Agreement
 from .errors import PassthruError, TransportError, UsageError
 from .options import Options
-from .sandbox import SECCOMP
+from .sandbox import NONE, SECCOMP
 
 # Seconds: a daemon that has served for so long has not died of how it was started, or of a request that waited.
 LIVED = 0.1
@@ -95,6 +97,8 @@ class Supervised(session.Session):
 
     def daemon(self, number: int, files: set[int], serving: int) -> int:
         """Its life; the exit code. files: fds of the holder's. serving: an eventfd by which the holder hears of it."""
+        if self.sandbox.level != NONE:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as the sandbox does later; a dump would take its time
         if number > 1:
             self.core.adopt()
             # Who closes a clone of the fuse fd fails what was read by it: so RESEND comes first.

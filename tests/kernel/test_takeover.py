@@ -150,6 +150,30 @@ def test_holder_killed(supervised):
     assert "the holder has ended: unmounting" in m.said()
 
 
+def test_holder_and_daemon_killed(supervised):
+    """As without the option: the mount is dead, can be taken away, and made anew."""
+    m = supervised()
+    fd = os.open(m.mnt / "file", os.O_RDWR | os.O_CREAT)
+    daemon = m.daemon()
+    m.holder.kill()
+    os.kill(daemon, signal.SIGKILL)
+    m.holder.wait(30)
+
+    def dead() -> bool:
+        try:
+            os.stat(m.mnt)
+        except OSError:
+            return True
+        return not mounted(m.mnt)
+
+    until(dead, "it is dead", 30)
+    os.close(fd)
+    subprocess.run(["umount", "-l", m.mnt], capture_output=True, check=False)
+    assert run(m.src, m.mnt).returncode == 0
+    assert os.listdir(m.mnt) == ["file"]
+    assert subprocess.run(["umount", m.mnt], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("whom", ["holder", "daemon", "umount"])
 def test_told_to_end(supervised, whom):
     m = supervised()
