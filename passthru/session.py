@@ -436,6 +436,14 @@ class Session:
         self._serving.stop(time.monotonic() + HANGING)
         self.end_by, self.elsewhere = time.monotonic() + HANGING, False
 
+    def say_notes(self, told: Callable[[Sequence[str], str], None] | None) -> None:
+        """What of the options does nothing; told: see run()."""
+        if told is not None:
+            told(self.notes, self.transport.advice)
+            return
+        for note in self.notes:
+            log.warning(note)
+
     def end(self) -> None:
         """Join all threads, free everything. What the kernel may still write to is left to exit(2)."""
         self._say_stopping()
@@ -470,11 +478,7 @@ def run(
     session = Session(options, stopping)
     try:
         line = session.start()
-        if notes is not None:
-            notes(session.notes, session.transport.advice)
-        else:
-            for note in session.notes:
-                log.warning(note)
+        session.say_notes(notes)
         ready(line)
         session.serve()
     finally:

@@ -13,7 +13,7 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _confine, _spawn, init, log, report, session
@@ -244,11 +244,15 @@ class Supervised(session.Session):
         self._connection.hide()
 
 
-def run(options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None) -> None:
+def run(
+    options: Options, ready: Callable[[str], None], stopping: Callable[[], object] | None = None,
+    notes: Callable[[Sequence[str], str], None] | None = None,
+) -> None:
     """As session.run(), for all options."""
     if not options.supervise:
-        session.run(options, ready, stopping)
+        session.run(options, ready, stopping, notes)
         return
     supervised = Supervised(options, stopping)
     line = supervised.start()
+    supervised.say_notes(notes)
     supervised.hold(lambda: ready(line))
