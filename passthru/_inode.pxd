@@ -180,6 +180,7 @@ cdef int64_t inode_by_handle(InodeTable *t, unsigned fs, file_handle_max *handle
 cdef uint32_t inode_numbered(InodeTable *t, unsigned fs, uint64_t ino) noexcept nogil
 cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, int fd,
                         file_handle_max *handle) noexcept nogil
+cdef bint inode_again(InodeTable *t, uint32_t node, uint64_t ino) noexcept nogil
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil
 cdef bint fds_short(InodeTable *t, int error) noexcept nogil
 cdef int inode_reopen(InodeTable *t, Inode *i, uint32_t node) noexcept nogil

@@ -890,8 +890,26 @@ cdef uint32_t inode_add(InodeTable *t, unsigned shard, unsigned fs, statx *stx, 
     return fresh
 
 
+cdef bint inode_again(InodeTable *t, uint32_t node, uint64_t ino) noexcept nogil:
+    """Count one more lookup of an inode that is known, whether it still exists or not. False: it is not known."""
+    cdef Inode *i = inode_at(t, node)
+    cdef HashShard *sh
+    cdef bint known
+    if i == NULL:
+        return False
+    sh = shard_of(t, i)
+    spin_lock(&sh.lock)
+    known = i.live and i.hashed and i.ino == ino and i.nlookup != 0
+    if known:
+        i.nlookup += 1
+    spin_unlock(&sh.lock)
+    return known
+
+
 cdef void inode_forget(InodeTable *t, uint64_t nodeid, uint64_t n) noexcept nogil:
-    """The kernel drops `n` lookups of a nodeid (FORGET)."""
+    """The kernel drops `n` lookups of a nodeid (FORGET). One that is no slot's number is nobody's here."""
+    if nodeid >> 32:
+        return
     inode_drop(t, <uint32_t> nodeid, n, 0)
 
 

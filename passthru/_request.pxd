@@ -138,6 +138,8 @@ cdef struct Server:            # one mount
     Completer complete         # that of requests by /dev/fuse, with Request.answered after it; NULL: the transport's own
     uint32_t intents           # where the next free Intent is looked for, under intents_lock
     uint32_t intents_lock
+    void *repeat               # what is repeated in the mount (_repeat)
+    Handler unrepeated         # what repeated() goes on to
     uint32_t fixed_bytes       # pinned so far, in KiB
     uint32_t pinning           # a lock: a queue is finding out what it may pin
     uint32_t stop

@@ -6,7 +6,7 @@ from passthru._abi cimport FUSE_OPCODES, leading_zeros, now_ns
 
 cdef enum:
     STATS_MAGIC = 0x75726874  # "thru"
-    STATS_VERSION = 2
+    STATS_VERSION = 3
     STATS_HEADER = 16384      # bytes of the header in the file
     STATS_OPCODES = FUSE_OPCODES
     T_QUEUE = 1               # thread kinds
@@ -91,7 +91,10 @@ cdef struct ThreadStats:      # a multiple of 64 bytes
     uint64_t watch_notified   # notifications sent
     uint64_t watch_overflows  # the source's events came too fast
     uint64_t watch_stuck      # directories whose notifications had to wait for somebody's lock
-    uint64_t spare[1]
+    uint64_t repeat_events    # changes beside the mount that watchers in it may want to hear of
+    uint64_t repeat_told      # repeated in the mount
+    uint64_t repeat_dropped   # could not be, or not in time
+    uint64_t spare[6]
     char queues[64]           # numbers of the queues that this thread serves, "0,4-7"
     uint64_t ops[STATS_OPCODES]         # requests by opcode
     uint64_t op_errors[STATS_OPCODES]   # of these, answered with an error

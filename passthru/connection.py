@@ -79,6 +79,7 @@ class Connection:
         self.mount_id, self.dev = 0, 0
         self.agreement: Agreement | None = None
         self.keeper: Keeper | None = None
+        self.placed: Callable[[int, int], object] | None = None  # told of the mount at its place: an fd, its st_dev
         self.page: Page | None = None
         self.control: Control | None = None
         self._superblock: mounting.KernelMount | None = None
@@ -197,6 +198,8 @@ class Connection:
             self.keeper.attach(mount_fd, page)
         else:
             _sys.move_mount(mount_fd, self.target_fd)
+        if self.placed is not None:
+            self.placed(mount_fd, dev)
 
     def _publish(self, dev: int) -> tuple[int, int]:
         """Name the page after the mount, whose st_dev is `dev`. Page.identity. Raises PassthruError."""

@@ -34,6 +34,9 @@ COUNTERS = {
     "watch_notified": ("notifications", "Notifications of changes in the source."),
     "watch_overflows": ("source_events_lost", "Times that all names were forgotten, since events had been lost."),
     "watch_stuck": ("notifications_stuck", "Directories whose notifications had to wait for somebody's lock."),
+    "repeat_events": ("inotify_changes", "Changes beside the mount that watchers in it may want to hear of."),
+    "repeat_told": ("inotify_told", "Of these, those that watchers in the mount have heard of."),
+    "repeat_dropped": ("inotify_dropped", "Of these, those that they could not be told of."),
 }
 GAUGES = {
     "inodes": ("inodes", "Inodes that the kernel knows."),

@@ -294,6 +294,11 @@ class Options:
         "(root), 'always': all of it, for a day: nobody changes the source beside the mount",
         "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|coherent|always", o="cache",
         live=True, group="caches and file data")
+    inotify: str = option(
+        "off", "tell who watches the mount (inotify(7)) of changes beside it; 'auto': while somebody watches, 'on': always; "
+        "with --cache coherent and without kernel passthrough, which follow from it (root)",
+        "--inotify", parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="inotify",
+        group="caches and file data")
     attr_timeout: float = option(
         None, "seconds that the kernel may keep attributes; default: by --cache", "--attr-timeout",
         parse=_seconds, metavar="SECONDS", o="attr_timeout", live=True)
@@ -404,6 +409,15 @@ class Options:
             raise UsageError("--writeback needs the page cache: not with --direct-io or --cache never")
         if self.writeback and self.cache == "coherent":
             raise UsageError("--writeback: the kernel then has sizes and times of its own: not with --cache coherent")
+
+        if self.inotify != "off":
+            if self.cache != "coherent":
+                raise UsageError("--inotify tells of changes that --cache coherent hears of: not with another --cache")
+            if self.passthrough:
+                raise UsageError("--inotify: what the kernel itself writes to the source would be told twice: "
+                                 "not with --passthrough")
+            if self.read_only:
+                raise UsageError("--inotify: nothing can be repeated in a mount that is read-only: not with -o ro")
 
     @property
     def uid_map(self) -> idmap.IdMap:
@@ -852,6 +866,9 @@ def parse(argv: Sequence[str], *, before: str = "", ends: bool = True) -> Option
         values.setdefault("log_level", "debug")
     if values.get("null_io"):
         values.update(passthrough=False, zero_copy="off")  # the kernel would do the I/O
+    if values.get("inotify", "off") != "off":
+        values.setdefault("cache", "coherent")
+        values.setdefault("passthrough", False)
     options = Options(**values)
     options.check()
     return options

@@ -12,6 +12,7 @@ from . import _confine, _server, log, resources, threads
 from .cpus import Share
 from .errors import PassthruError, reason
 from .options import CACHE, Options
+from .repeating import Repeating
 from .status_page import Page
 from .threads import ServingThread
 from .transport import Form, Outcome
@@ -193,6 +194,7 @@ class Serving:
         self.readers: list[Reader] = []
         self._housekeeper: Housekeeper | None = None
         self._watcher: Watcher | None = None
+        self._repeating: Repeating | None = None
         self._on_end = on_end
 
     def open_queues(self, plan: Sequence[Share], depth: int, buffers: tuple[int, int]) -> OSError | None:
@@ -240,6 +242,11 @@ class Serving:
         self._watcher = watcher
         watcher.start()
 
+    def repeat(self, repeating: Repeating) -> None:
+        """Have who watches the mount told of changes from now on."""
+        self._repeating = repeating
+        repeating.start()
+
     def bind_queues(self) -> None:
         """CPUs have come or gone."""
         for queue in self.queues:
@@ -262,6 +269,8 @@ class Serving:
             yield self._housekeeper
         if self._watcher is not None:
             yield self._watcher
+        if self._repeating is not None:
+            yield self._repeating
 
     def stop(self, by: float) -> None:
         """Ask all to end when they have nothing in flight, and wait for the readers until `by` (time.monotonic())."""
@@ -286,6 +295,8 @@ class Serving:
         threads.end(self.queues, by)
         if self._housekeeper is not None:
             threads.end([self._housekeeper], by)
+        if self._repeating is not None:
+            threads.end([self._repeating], by)
         if self._watcher is not None:
             threads.end([self._watcher], by)
         return not any(thread.is_alive() for thread in self._all())
@@ -303,3 +314,5 @@ class Serving:
             self._housekeeper.wake()
         if self._watcher is not None:
             self._watcher.wake()
+        if self._repeating is not None:
+            self._repeating.wake()

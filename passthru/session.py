@@ -23,6 +23,7 @@ from .errors import MountError, PassthruError, UsageError, reason
 from .keeper import Keeper
 from .options import Options, live_options, live_values, value_text
 from .passing import Passing
+from .repeating import Repeaters, Repeating
 from .sandbox import NAMESPACE, NONE, SECCOMP, Sandbox
 from .serving import Serving, check_level, configure, make_core, stats_size
 from .source import Source, keeps_size, open_source, options_for
@@ -58,6 +59,8 @@ class Session:
         self.hotplug: Hotplug | None = None
         self.mountinfo = -1
         self.watcher: Watcher | None = None
+        self.repeaters: Repeaters | None = None
+        self.repeating: Repeating | None = None
         self.thread_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.filesystems_changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.wake_read = -1
@@ -107,7 +110,18 @@ class Session:
         if o.auto_unmount or self.sandbox.level != NONE or o.cache == "coherent":  # before there are threads
             self.connection.keeper = Keeper(
                 target, target_fd, status_page.directory(), auto_unmount=o.auto_unmount)
+        if o.inotify != "off":
+            self._fork_repeaters()
         self.source_fd = self.sandbox.source(self.source)
+
+    def _fork_repeaters(self) -> None:
+        """Before there are threads."""
+        if self.source.read_only:
+            raise MountError("--inotify: nothing can be repeated in a mount that is read-only, as the source is")
+        if self._connection.by_fusermount:
+            raise MountError("--inotify: changes in the source are told only to root")
+        self.repeaters = Repeaters(auto=self.options.inotify == "auto")
+        self._connection.placed = self.repeaters.begin
 
     def _prepare(self) -> None:
         """All that serves stands ready: tables, status page, the threads of the queues with their rings."""
@@ -120,6 +134,8 @@ class Session:
             self.watcher = Watcher(self.core)
         if o.map_uid or o.map_gid:
             self.core.map_ids(o.uid_map, o.gid_map)
+        if self.repeaters is not None:
+            self.repeating = Repeating(self.core, always=o.inotify == "on")
         self.core.trace(o.debug_fuse)
         # Requests to a remote source may wait for long, and keep their buffers: a few will not do.
         self.pin_buffers = (
@@ -186,6 +202,9 @@ class Session:
         self._keep_house()
         if self.watcher is not None:
             serving.watch(self.watcher)
+        if self.repeating is not None and self.repeaters is not None:
+            self.repeating.trust(self.repeaters)
+            serving.repeat(self.repeating)
         self.hotplug = self._watch_cpus()
         report.describe(self._served(), connection)
         connection.listen(self.set_options)
@@ -320,6 +339,8 @@ class Session:
         """Undo a start that failed."""
         if self.connection is not None:
             self.connection.undo()
+        if self.repeaters is not None:
+            self.repeaters.dismiss()
         if self.serving is not None:
             self.serving.give_up()
         if self.connection is not None:
@@ -422,6 +443,8 @@ class Session:
     def unmount(self) -> None:
         """Unmount. If files are open, detach, finish what is in flight, and end all the same."""
         self._say_stopping()
+        if self.repeaters is not None:
+            self.repeaters.dismiss()
         target = self._connection.target
         try:
             how = self._connection.unmount()
@@ -456,12 +479,16 @@ class Session:
                 connection.unmount()
         ended = serving.end(by)
         connection.abort()
+        if self.repeating is not None:
+            ended = self.repeating.ended(by) and ended
         if self.watcher is not None:
             ended = self.watcher.ended(by) and ended
         if _server.DEBUG and not self.takeover and ended and not self.core.hangs and connection.page is not None:
             check_level(self.core, connection.page)
         if not ended or not self.core.close():
             log.warning(f"{connection.target}: the source does not answer; what waits for it is given up")
+        if self.repeaters is not None:
+            self.repeaters.close()
         serving.release()
         connection.hide()
 

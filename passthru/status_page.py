@@ -30,7 +30,7 @@ from . import _dialect, log
 from ._ops import operations
 from .mounting import mounts
 
-MAGIC, VERSION, HEADER = 0x75726874, 2, 16384
+MAGIC, VERSION, HEADER = 0x75726874, 3, 16384
 TRANSPORTS = {0: "none", 1: "ring", 2: "dev"}
 DIALECTS = {0: "", **_dialect.DIALECTS}
 KINDS = {0: "", 1: "queue", 2: "dev", 3: "pool", 4: "watch"}
@@ -58,10 +58,11 @@ COUNTERS = (
     "io_inline", "io_ring", "io_fixed", "io_pool", "enters", "sleeps", "lookups", "forgets", "opens",
     "releases", "entries_lost", "io_zero_copy", "refused", "buffers_taken", "buffers_given", "opens_passthrough",
     "watch_events", "watch_own", "watch_unknown", "watch_notified", "watch_overflows", "watch_stuck",
+    "repeat_events", "repeat_told", "repeat_dropped",
 )
 BLOCK_FIELDS = (
     ("kind", "u8"), ("cpu", "i8"), *((n, "u8") for n in COUNTERS),
-    ("spare", "u8", 1), ("queues", "S64"), ("ops", "u8", 64), ("op_errors", "u8", 64), ("op_ns", "u8", 64),
+    ("spare", "u8", 6), ("queues", "S64"), ("ops", "u8", 64), ("op_errors", "u8", 64), ("op_ns", "u8", 64),
     ("latency", "u8", (64, BUCKETS)),
 )
 

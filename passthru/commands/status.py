@@ -38,6 +38,8 @@ def text(s: dict[str, Any]) -> list[str]:
         ("cached", s["cached"] + (f"; {total['watch_events']} events, {total['watch_own']} of them our own, "
          f"{total['watch_unknown']} of what nobody knows, {total['watch_notified']} notifications"
                                   if total["watch_events"] else "")),
+        *([("inotify", f"{total['repeat_events']} changes beside the mount to be told, {total['repeat_told']} told, "
+            f"{total['repeat_dropped']} not")] if total["repeat_events"] else []),
         ("in use", f"{s['inodes']} inodes, {s['handles']} handles, {s['backing_files']} backing files"),
         ("in flight", f"{s['in_flight']} requests; {buffers['in_use']} payload buffers of {size(buffers['size'])}"
          + (f", {buffers['per_queue']} per queue" if ring else "")
