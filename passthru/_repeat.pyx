@@ -112,7 +112,7 @@ cdef struct Repeat_:
 
 cdef void phantom(uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
     memset(a, 0, sizeof(fuse_attr))
-    a.ino = node & 0xffffffffffff
+    a.ino = node & 0xffffffffffffu
     a.mode = S_IFDIR | 0o700 if directory else S_IFREG | 0o600
     a.nlink = 2 if directory else 1
 
@@ -396,8 +396,14 @@ cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **n
         return
     if mask & FAN_RENAME:
         task.kind = T_RENAME
-        set_place(p, &task, 0, dir or LIMBO, names[0] if dir else "f")
-        set_place(p, &task, 1, to or LIMBO, names[1] if to else "t")
+        if dir:
+            set_place(p, &task, 0, dir, names[0])
+        else:
+            set_place(p, &task, 0, LIMBO, "f")
+        if to:
+            set_place(p, &task, 1, to, names[1])
+        else:
+            set_place(p, &task, 1, LIMBO, "t")
         if i == NULL or i.opens or not dir or not to or child == FUSE_ROOT_ID:
             child = none
         tell(p, &task, child, ino, directory)
