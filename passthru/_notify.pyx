@@ -1,7 +1,8 @@
 """What the daemon tells the kernel without having been asked: notifications (struct fuse_out_header with unique 0).
 
 All are one write(2) to the connection's fd, whatever the transport, and done when that returns: 0, or -errno. What the
-kernel answers by is a result, and left to the caller: -ENOENT, it does not know the inode or the name;
+kernel answers by is a result, and left to the caller: -ENOENT, it does not know the inode or the name; -ENOTDIR, the
+nodeid has become another one's;
 -ENOTEMPTY and -EBUSY, a directory or mount point that notify_delete() cannot take away; -ENOTCONN, the connection has
 ended. Any other error (-EINVAL: the kernel is older than the notification) is counted, StatsHeader.notify_failed,
 and each notification's first one is logged.
@@ -68,7 +69,7 @@ cdef int notify(Server *s, unsigned code, const void *body, size_t size, const v
     else:
         sent = write(s.fuse_fd, &m, m.head.len)
     res = -errno if sent < 0 else 0
-    if res < 0 and res != -ENOENT and res != -ENOTEMPTY and res != -EBUSY and res != -ENOTCONN:
+    if res < 0 and res not in (-ENOENT, -ENOTDIR, -ENOTEMPTY) and res != -EBUSY and res != -ENOTCONN:
         failed(s, code, -res)
     return res
 

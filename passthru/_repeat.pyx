@@ -18,14 +18,15 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcmp, memcpy, memset, strcmp, strlen
+from libc.string cimport memchr, memcmp, memcpy, memset, strcmp, strlen, strrchr
 
 from passthru._abi cimport *
-from passthru._changes cimport changes_now
 from passthru._confine cimport confine_thread
+from passthru._fdpath cimport FD_PATH, fd_path
 from passthru._identity cimport data_drop
 from passthru._inode cimport *
 from passthru._libc cimport *
+from passthru._log cimport LOG_DEBUG, LOG_LINE, log_line
 from passthru._name cimport entry_arg
 from passthru._notify cimport notify_attributes
 from passthru._ops cimport BY_OPEN_FILE, op_flags, op_in_size
@@ -78,7 +79,8 @@ cdef struct Slot:          # a repeater, and what it does now
     int sock
     bint busy
     bint gone
-    uint64_t child         # nodeid of what the task is about
+    uint64_t child         # nodeid of what the task is about: of an inode or a phantom
+    uint64_t none          # that of its phantom
     uint64_t ino
     uint32_t seen          # its names that were looked up since anything was removed or renamed: bits
     bint directory
@@ -110,6 +112,11 @@ cdef struct Repeat_:
 
 # -------------------------------------------------------------------- answers
 
+cdef uint64_t phantom_of(uint64_t ino, bint directory) noexcept nogil:
+    """The nodeid that stands for something of which the kernel is to know no more than that."""
+    return PHANTOM | <uint64_t> directory << 61 | (ino * 0x9e3779b97f4a7c15u) >> 3
+
+
 cdef void phantom(uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
     memset(a, 0, sizeof(fuse_attr))
     a.ino = node & 0xffffffffffffu
@@ -139,12 +146,12 @@ cdef void attributes(Request *r, uint64_t node, bint directory, fuse_attr *a) no
 
 
 cdef int entry(Request *r, uint64_t node, uint64_t ino, bint directory) noexcept nogil:
-    """The reply that names something, which is not to be kept."""
+    """The reply that names something, which is not to be kept; 0: the kernel has forgotten it."""
     cdef fuse_entry_out *out = <fuse_entry_out *> r.out
     memset(out, 0, sizeof(fuse_entry_out))
     if not node & PHANTOM:
         if not inode_again(&server_of(r).inodes, <uint32_t> node, ino):
-            return -ENOENT  # just forgotten: so nobody watches it
+            return 0
         out.generation = inode_at(&server_of(r).inodes, node).generation
     out.nodeid = node
     attributes(r, node, directory, &out.attr)
@@ -164,7 +171,7 @@ cdef int looked_up(Request *r, Slot *k) noexcept nogil:
         if t.kind == T_FILE or t.kind == T_DIRECTORY:
             return -ENOENT
         k.seen |= 1
-        return entry(r, k.child, k.ino, k.directory)
+        return entry(r, k.child, k.ino, k.directory) or entry(r, k.none, 0, k.directory)  # just forgotten: nobody watches it
     if t.kind == T_RENAME and r.h.nodeid == t.dir[1] and strcmp(name, t.name[1]) == 0:
         k.seen |= 2
     return -ENOENT
@@ -190,7 +197,9 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
     cdef Task *t = &k.task
     cdef fuse_attr_out *attr = <fuse_attr_out *> r.out
     cdef fuse_open_out *opened = <fuse_open_out *> r.out
-    if op_flags(opcode) & BY_OPEN_FILE:  # what the kernel does by the way, in whosever time: FORGETs and the like
+    if op_flags(opcode) & BY_OPEN_FILE or (
+            opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & PHANTOM):
+        # What the kernel does by the way in whosever time: FORGETs and the like; what it wants to know for its checks.
         return server_of(r).unrepeated(r)
     if r.ctx.as_data:
         data_drop(r.ctx)
@@ -221,8 +230,6 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
         memset(attr, 0, sizeof(fuse_attr_out))
         phantom(r.h.nodeid, r.h.nodeid == LIMBO or k.directory, &attr.attr)
         return sizeof(fuse_attr_out)
-    if opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & PHANTOM:
-        return server_of(r).unrepeated(r)  # what the kernel wants to know for its checks, as of anybody
     if opcode == FUSE_GETXATTR:
         return -ENODATA
     return -EACCES
@@ -236,11 +243,14 @@ cdef int repeated(Request *r) noexcept nogil:
     cdef unsigned n
     if opcode in (FUSE_RELEASE, FUSE_FLUSH) and r.h.len >= sizeof(fuse_in_header) + op_in_size(opcode) and \
             (<fuse_release_in *> r.op_in).fh == REPEAT_FH:
+        r.ctx.stats.ops[opcode] += 1
         return 0
     for n in range(p.count):
         if p.slots[n].pid and p.slots[n].pid == r.h.pid:
             return answer(r, &p.slots[n])
     if r.h.nodeid & PHANTOM and opcode != FUSE_FORGET:
+        if opcode < FUSE_OPCODES:
+            r.ctx.stats.ops[opcode] += 1
         return -ESTALE
     return s.unrepeated(r)
 
@@ -267,6 +277,15 @@ cdef void collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
         p.ctx.stats.repeat_told += k.task.kind != T_LIMBO
     elif res != -ESTALE:  # that: the kernel has forgotten the directory, which nobody watches
         p.ctx.stats.repeat_dropped += 1
+        said(&k.task, -res)
+
+
+cdef void said(Task *t, int error) noexcept nogil:
+    cdef char line[LOG_LINE]
+    cdef char text[100]
+    snprintf(line, sizeof(line), "--inotify: %s: not repeated (%u): %s", t.name[0], t.kind,
+             strerror_r(error, text, sizeof(text)))
+    log_line(LOG_DEBUG, line)
 
 
 cdef bint meets(Task *a, Task *b) noexcept nogil:
@@ -298,6 +317,7 @@ cdef void tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory
         return
     k.task = t[0]
     k.child = child
+    k.none = phantom_of(ino, directory)
     k.ino = ino
     k.directory = directory
     k.seen = 0
@@ -364,7 +384,46 @@ cdef void set_place(Repeat_ *p, Task *t, unsigned n, uint64_t dir, const char *n
     t.name[n][length] = 0
 
 
-cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **names, unsigned n, Info *target) noexcept nogil:
+cdef void found_above(Repeat_ *p, unsigned row, Info *info, Task *task) noexcept nogil:
+    """The name of a directory that the kernel does not know, for it may know the one above: an event does not say."""
+    cdef InodeTable *t = &p.server.inodes
+    cdef file_handle_max fh
+    cdef statx stx
+    cdef char name[4096]
+    cdef char path[FD_PATH]
+    cdef char *last
+    cdef int fd, above = -1, mount
+    cdef uint64_t dir = 0
+    cdef ssize_t n
+    if info.handle_bytes > sizeof(fh.f_handle):
+        return
+    fh.handle_bytes = info.handle_bytes
+    fh.handle_type = info.handle_type
+    memcpy(fh.f_handle, <char *> (info + 1), info.handle_bytes)
+    mount = fs_fd(t, row)
+    if mount < 0:
+        return
+    fd = sys_open_by_handle_at(mount, &fh, O_PATH | O_CLOEXEC)
+    fs_unpin(t, row)
+    if fd < 0:
+        return
+    above = sys_openat_here(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if above >= 0 and c_statx(above, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and on_fs(&t.fs[row], &stx):
+        dir = inode_numbered(t, row, stx.stx_ino)
+    if above >= 0:
+        close(above)
+    if dir:
+        fd_path(path, fd)
+        n = readlinkat(AT_FDCWD, path, name, sizeof(name) - 1)
+        name[n if n > 0 else 0] = 0
+        last = strrchr(name, c'/')
+        if last != NULL and last[1]:
+            set_place(p, task, 0, dir, last + 1)
+    close(fd)
+
+
+cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **names, unsigned n,
+                  Info *target) noexcept nogil:
     """Repeat what one event tells, if the kernel knows of where it was.
 
     The kernel has merged events of one name that were not read yet: they come in the order in which they are usual.
@@ -379,16 +438,22 @@ cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **n
     cdef Inode *i
     cdef Task task
     cdef bint itself = names[0] == NULL or strcmp(names[0], ".") == 0
-    if not dir and not to:
-        return
-    p.ctx.stats.repeat_events += 1
     memset(&task, 0, sizeof(task))
-    none = PHANTOM | <uint64_t> directory << 61 | (ino * 0x9e3779b97f4a7c15u ^ row) >> 3
+    if itself and mask & FAN_ATTRIB and directory and not dir:
+        found_above(p, row, dirs[0], &task)
+        child = 0
+    elif not dir and not to:
+        return
+    p.ctx.stats.repeat_events += dir != 0 or to != 0 or task.dir[0] != 0
+    none = phantom_of(ino, directory)
     i = inode_at(t, child) if child else NULL
     if i != NULL and (i.type == S_IFDIR >> 12) != directory:
         i = NULL
     if itself:
-        if mask & FAN_ATTRIB and directory and dir:
+        if task.dir[0]:
+            task.kind = T_ATTRIB
+            tell(p, &task, none, ino, True)
+        elif mask & FAN_ATTRIB and directory and dir:
             notify_attributes(p.server, dir)
             task.kind = T_ATTRIB_SELF
             set_place(p, &task, 0, dir, "")

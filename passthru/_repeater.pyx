@@ -4,8 +4,6 @@ It makes system calls on the mount, and the daemon, which knows it by its pid, a
 without touching the source (_repeat.pyx). Directories are opened by nodeid, as file handles of FUSE have it: no path is
 walked, and what the kernel has forgotten, and so nobody watches, is not found.
 """
-import os
-
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcpy
