@@ -69,7 +69,7 @@ cdef int notify(Server *s, unsigned code, const void *body, size_t size, const v
     else:
         sent = write(s.fuse_fd, &m, m.head.len)
     res = -errno if sent < 0 else 0
-    if res < 0 and res not in (-ENOENT, -ENOTDIR, -ENOTEMPTY) and res != -EBUSY and res != -ENOTCONN:
+    if res < 0 and res not in (-ENOENT, -ENOTDIR, -ENOTEMPTY, -EBUSY, -ENOTCONN):
         failed(s, code, -res)
     return res
 

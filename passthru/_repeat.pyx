@@ -275,8 +275,9 @@ cdef void collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
     k.busy = False
     if res == 0:
         p.ctx.stats.repeat_told += k.task.kind != T_LIMBO
-    elif res != -ESTALE:  # that: the kernel has forgotten the directory, which nobody watches
-        p.ctx.stats.repeat_dropped += 1
+    else:
+        # Those: the kernel has forgotten the directory, which nobody watches.
+        p.ctx.stats.repeat_dropped += res not in (-ESTALE, -ENOTDIR)
         said(&k.task, -res)
 
 
@@ -331,25 +332,30 @@ cdef void tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory
 
 # ----------------------------------------------------------------------- events
 
-cdef uint64_t node_of(Repeat_ *p, unsigned row, Info *info, uint64_t *ino) noexcept nogil:
-    """The nodeid of what a file handle is of; 0: it is not known."""
+cdef struct Known:
+    uint64_t node          # 0: it is not known
+    uint64_t ino
+    uint32_t generation
+
+
+cdef void look_for(Repeat_ *p, unsigned row, Info *info, Known *k) noexcept nogil:
+    """What the kernel knows of that which a file handle is of."""
     cdef InodeTable *t = &p.server.inodes
     cdef char *handle = <char *> (info + 1)
     cdef Inode *i
     cdef uint32_t node
-    cdef unsigned char *kept
-    ino[0] = number_in(t.fs[row].flags & FS_MEMORY != 0, info.handle_type, info.handle_bytes, handle)
-    if ino[0] == 0:
-        return 0
-    node = inode_numbered(t, row, ino[0])
+    k.node = 0
+    k.ino = number_in(t.fs[row].flags & FS_MEMORY != 0, info.handle_type, info.handle_bytes, handle)
+    node = inode_numbered(t, row, k.ino) if k.ino else 0
     i = inode_at(t, node) if node else NULL
     if i == NULL:
-        return 0
-    if i.handle_len and i.handle_len <= INLINE_HANDLE:
-        kept = i.handle.here
-        if i.handle_len != info.handle_bytes or memcmp(kept, handle, i.handle_len) != 0:
-            return 0  # another one had this number
-    return node
+        return
+    k.generation = 0 if node == FUSE_ROOT_ID else i.generation
+    if i.handle_len and i.handle_len <= INLINE_HANDLE and (
+            i.handle_len != info.handle_bytes or memcmp(i.handle.here, handle, i.handle_len) != 0):
+        return  # another one had this number
+    if inode_numbered(t, row, k.ino) == node:  # else the nodeid has become another one's meanwhile
+        k.node = node
 
 
 cdef bint removed(Repeat_ *p, uint64_t node) noexcept nogil:
@@ -369,15 +375,11 @@ cdef bint removed(Repeat_ *p, uint64_t node) noexcept nogil:
     return gone
 
 
-cdef uint32_t generation_of(Repeat_ *p, uint64_t node) noexcept nogil:
-    cdef Inode *i = inode_at(&p.server.inodes, node)
-    return 0 if i == NULL or node == FUSE_ROOT_ID else i.generation
-
-
-cdef void set_place(Repeat_ *p, Task *t, unsigned n, uint64_t dir, const char *name) noexcept nogil:
+cdef void set_place(Task *t, unsigned n, Known *dir, const char *name) noexcept nogil:
+    """dir: NULL: the one that nobody else finds."""
     cdef size_t length = strlen(name)
-    t.dir[n] = dir
-    t.generation[n] = generation_of(p, dir) if not dir & PHANTOM else 0
+    t.dir[n] = dir.node if dir != NULL else LIMBO
+    t.generation[n] = dir.generation if dir != NULL else 0
     if length >= NAME_ROOM:
         length = NAME_ROOM - 1
     memcpy(t.name[n], name, length)
@@ -393,8 +395,10 @@ cdef void found_above(Repeat_ *p, unsigned row, Info *info, Task *task) noexcept
     cdef char path[FD_PATH]
     cdef char *last
     cdef int fd, above = -1, mount
-    cdef uint64_t dir = 0
+    cdef Known dir
+    cdef Inode *i
     cdef ssize_t n
+    dir.node = 0
     if info.handle_bytes > sizeof(fh.f_handle):
         return
     fh.handle_bytes = info.handle_bytes
@@ -409,16 +413,20 @@ cdef void found_above(Repeat_ *p, unsigned row, Info *info, Task *task) noexcept
         return
     above = sys_openat_here(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC)
     if above >= 0 and c_statx(above, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and on_fs(&t.fs[row], &stx):
-        dir = inode_numbered(t, row, stx.stx_ino)
+        dir.node = inode_numbered(t, row, stx.stx_ino)
+        i = inode_at(t, dir.node) if dir.node else NULL
+        dir.generation = 0 if i == NULL or dir.node == FUSE_ROOT_ID else i.generation
+        if inode_numbered(t, row, stx.stx_ino) != dir.node:
+            dir.node = 0
     if above >= 0:
         close(above)
-    if dir:
+    if dir.node:
         fd_path(path, fd)
         n = readlinkat(AT_FDCWD, path, name, sizeof(name) - 1)
         name[n if n > 0 else 0] = 0
         last = strrchr(name, c'/')
         if last != NULL and last[1]:
-            set_place(p, task, 0, dir, last + 1)
+            set_place(task, 0, &dir, last + 1)
     close(fd)
 
 
@@ -429,56 +437,62 @@ cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **n
     The kernel has merged events of one name that were not read yet: they come in the order in which they are usual.
     """
     cdef InodeTable *t = &p.server.inodes
-    cdef uint64_t ino = 0, _ = 0
-    cdef uint64_t dir = node_of(p, row, dirs[0], &_)
-    cdef uint64_t to = node_of(p, row, dirs[1], &_) if n > 1 else 0
-    cdef uint64_t child = node_of(p, row, target, &ino) if target != NULL else 0
+    cdef Known dir, to, it
     cdef bint directory = mask & FAN_ONDIR != 0
-    cdef uint64_t none
+    cdef bint itself = names[0] == NULL or strcmp(names[0], ".") == 0
+    cdef uint64_t child, none
     cdef Inode *i
     cdef Task task
-    cdef bint itself = names[0] == NULL or strcmp(names[0], ".") == 0
     memset(&task, 0, sizeof(task))
-    if itself and mask & FAN_ATTRIB and directory and not dir:
-        found_above(p, row, dirs[0], &task)
-        child = 0
-    elif not dir and not to:
+    memset(&to, 0, sizeof(to))
+    memset(&it, 0, sizeof(it))
+    look_for(p, row, dirs[0], &dir)
+    if n > 1:
+        look_for(p, row, dirs[1], &to)
+    if itself and not (mask & FAN_ATTRIB and directory):
         return
-    p.ctx.stats.repeat_events += dir != 0 or to != 0 or task.dir[0] != 0
-    none = phantom_of(ino, directory)
+    if itself and not dir.node:
+        found_above(p, row, dirs[0], &task)
+    if not dir.node and not to.node and not task.dir[0]:
+        return
+    p.ctx.stats.repeat_events += 1
+    if target != NULL:
+        look_for(p, row, target, &it)
+    child = it.node
+    none = phantom_of(it.ino, directory)
     i = inode_at(t, child) if child else NULL
     if i != NULL and (i.type == S_IFDIR >> 12) != directory:
         i = NULL
     if itself:
         if task.dir[0]:
             task.kind = T_ATTRIB
-            tell(p, &task, none, ino, True)
-        elif mask & FAN_ATTRIB and directory and dir:
-            notify_attributes(p.server, dir)
+            tell(p, &task, none, it.ino, True)
+        else:
+            notify_attributes(p.server, dir.node)
             task.kind = T_ATTRIB_SELF
-            set_place(p, &task, 0, dir, "")
-            tell(p, &task, dir, 0, True)
+            set_place(&task, 0, &dir, "")
+            tell(p, &task, dir.node, dir.ino, True)
         return
     if mask & FAN_RENAME:
         task.kind = T_RENAME
-        if dir:
-            set_place(p, &task, 0, dir, names[0])
+        if dir.node:
+            set_place(&task, 0, &dir, names[0])
         else:
-            set_place(p, &task, 0, LIMBO, "f")
-        if to:
-            set_place(p, &task, 1, to, names[1])
+            set_place(&task, 0, NULL, "f")
+        if to.node:
+            set_place(&task, 1, &to, names[1])
         else:
-            set_place(p, &task, 1, LIMBO, "t")
-        if i == NULL or i.opens or not dir or not to or child == FUSE_ROOT_ID:
+            set_place(&task, 1, NULL, "t")
+        if i == NULL or i.opens or not dir.node or not to.node or child == FUSE_ROOT_ID:
             child = none
-        tell(p, &task, child, ino, directory)
+        tell(p, &task, child, it.ino, directory)
         return
-    if not dir:
+    if not dir.node:
         return
-    set_place(p, &task, 0, dir, names[0])
+    set_place(&task, 0, &dir, names[0])
     if mask & FAN_CREATE:
         task.kind = T_DIRECTORY if directory else T_FILE
-        tell(p, &task, none, ino, directory)
+        tell(p, &task, none, it.ino, directory)
     if i == NULL:
         child = none
     if mask & (FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE) and not directory:
@@ -486,19 +500,19 @@ cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **n
             notify_attributes(p.server, child)
         if mask & FAN_MODIFY:
             task.kind = T_MODIFY
-            tell(p, &task, child, ino, False)
+            tell(p, &task, child, it.ino, False)
         if mask & FAN_ATTRIB:
             task.kind = T_ATTRIB
-            tell(p, &task, child, ino, False)
+            tell(p, &task, child, it.ino, False)
         if mask & FAN_CLOSE_WRITE and (i == NULL or i.type == S_IFREG >> 12):
             task.kind = T_CLOSE
-            tell(p, &task, child, ino, False)
+            tell(p, &task, child, it.ino, False)
     if mask & FAN_DELETE:
         # With the directory's lock that of what is removed is waited for, which who has it open may hold.
         if i != NULL and (i.opens or (directory and not removed(p, child))):
             child = none
         task.kind = T_RMDIR if directory else T_DELETE
-        tell(p, &task, child, ino, directory)
+        tell(p, &task, child, it.ino, directory)
 
 
 cdef void event(Repeat_ *p, Metadata *m, char *start) noexcept nogil:
