@@ -16,6 +16,7 @@ cdef enum:
     T_ATTRIB = 8
     T_CLOSE = 9            # what was open for writing is closed
     T_ATTRIB_SELF = 10     # of the directory itself
+    T_WALK = 11            # walk to a directory, by its path from the root, which takes both names' room
 
 cdef struct Task:
     uint32_t kind

@@ -198,7 +198,8 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
     cdef fuse_attr_out *attr = <fuse_attr_out *> r.out
     cdef fuse_open_out *opened = <fuse_open_out *> r.out
     if op_flags(opcode) & BY_OPEN_FILE or (
-            opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & PHANTOM):
+            opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & PHANTOM) or (
+            opcode == FUSE_LOOKUP and t.kind == T_WALK):
         # What the kernel does by the way in whosever time: FORGETs and the like; what it wants to know for its checks.
         return server_of(r).unrepeated(r)
     if r.ctx.as_data:
@@ -257,8 +258,8 @@ cdef int repeated(Request *r) noexcept nogil:
 
 # -------------------------------------------------------------------- repeaters
 
-cdef void collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
-    """Has a repeater done what it was told? ms: for how long to wait."""
+cdef int collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
+    """Has a repeater done what it was told? What came of it; 0: not known as yet. ms: for how long to wait."""
     cdef pollfd fds[2]
     cdef int32_t res = 0
     cdef ssize_t n
@@ -267,18 +268,20 @@ cdef void collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
     fds[0].events = fds[1].events = POLLIN
     fds[0].revents = fds[1].revents = 0
     if poll(fds, 2 if ms else 1, ms) <= 0 or not fds[0].revents:
-        return
+        return 0
     n = read(k.sock, &res, sizeof(res))
     if n < <ssize_t> sizeof(res):
         k.gone = True  # its pid stays its own, and it asks for nothing any more
-        return
+        return 0
     k.busy = False
     if res == 0:
-        p.ctx.stats.repeat_told += k.task.kind != T_LIMBO
+        p.ctx.stats.repeat_told += k.task.kind not in (T_LIMBO, T_WALK)
     else:
         # Those: the kernel has forgotten the directory, which nobody watches.
-        p.ctx.stats.repeat_dropped += res not in (-ESTALE, -ENOTDIR)
-        said(&k.task, -res)
+        p.ctx.stats.repeat_dropped += res not in (-ESTALE, -ENOTDIR) and k.task.kind != T_WALK
+        if res not in (-ESTALE, -ENOTDIR):
+            said(&k.task, -res)
+    return res
 
 
 cdef void said(Task *t, int error) noexcept nogil:
@@ -310,12 +313,58 @@ cdef Slot *free_slot(Repeat_ *p, Task *t) noexcept nogil:
     return found
 
 
-cdef void tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory) noexcept nogil:
-    """Have a change repeated, and wait for that, but not for long."""
+cdef void walk_to(Repeat_ *p, uint64_t node) noexcept nogil:
+    """Have a directory found by its path: the kernel has its inode, since somebody watches it, but not the way there."""
+    cdef Inode *i = inode_at(&p.server.inodes, node)
+    cdef char here[FD_PATH]
+    cdef char root[4096]
+    cdef char path[4096]
+    cdef char *below = path
+    cdef ssize_t n, m
+    cdef Task t
+    cdef int fd
+    if i == NULL or node == FUSE_ROOT_ID:
+        return
+    fd = inode_fd(&p.server.inodes, i, <uint32_t> node)
+    if fd < 0:
+        return
+    fd_path(here, fd)
+    n = readlinkat(AT_FDCWD, here, path, sizeof(path) - 1)
+    inode_unpin(i)
+    fd_path(here, p.server.root_fd)
+    m = readlinkat(AT_FDCWD, here, root, sizeof(root) - 1)
+    if n <= 0 or m <= 0:
+        return
+    path[n] = 0
+    if m > 1:  # else the root is the source's
+        if n <= m or memcmp(path, root, m) != 0:
+            return
+        below = path + m
+    if below[0] != c'/' or below[1] == 0 or strlen(below + 1) >= sizeof(t.name):
+        return
+    memset(&t, 0, sizeof(t))
+    t.kind = T_WALK
+    memcpy(<char *> t.name, below + 1, strlen(below + 1) + 1)
+    give(p, &t, 0, 0, False)
+
+
+cdef int tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory) noexcept nogil:
+    cdef int res = give(p, t, child, ino, directory)
+    cdef unsigned n
+    if res == -ESTALE:
+        for n in range(2):
+            if t.dir[n] and not t.dir[n] & PHANTOM:
+                walk_to(p, t.dir[n])
+        res = give(p, t, child, ino, directory)
+    return res
+
+
+cdef int give(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory) noexcept nogil:
+    """Have a change repeated, and wait for that, but not for long. What came of it, if that is known."""
     cdef Slot *k = free_slot(p, t)
     if k == NULL:
         p.ctx.stats.repeat_dropped += 1
-        return
+        return 0
     k.task = t[0]
     k.child = child
     k.none = phantom_of(ino, directory)
@@ -326,8 +375,8 @@ cdef void tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory
     if write(k.sock, t, sizeof(Task)) < 0:
         k.gone = True
         p.ctx.stats.repeat_dropped += 1
-        return
-    collect(p, k, STUCK_MS)
+        return 0
+    return collect(p, k, STUCK_MS)
 
 
 # ----------------------------------------------------------------------- events
@@ -464,14 +513,17 @@ cdef void changed(Repeat_ *p, unsigned row, uint64_t mask, Info **dirs, char **n
     if i != NULL and (i.type == S_IFDIR >> 12) != directory:
         i = NULL
     if itself:
-        if task.dir[0]:
-            task.kind = T_ATTRIB
-            tell(p, &task, none, it.ino, True)
-        else:
+        if dir.node:
             notify_attributes(p.server, dir.node)
             task.kind = T_ATTRIB_SELF
             set_place(&task, 0, &dir, "")
-            tell(p, &task, dir.node, dir.ino, True)
+            if tell(p, &task, dir.node, dir.ino, True) != -ESTALE:
+                return
+            task.dir[0] = 0
+            found_above(p, row, dirs[0], &task)  # the kernel has just forgotten it
+        if task.dir[0]:
+            task.kind = T_ATTRIB
+            tell(p, &task, none, it.ino, True)
         return
     if mask & FAN_RENAME:
         task.kind = T_RENAME

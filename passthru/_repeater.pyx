@@ -12,6 +12,18 @@ from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._repeat cimport *
 
+cdef extern from * nogil:
+    """
+    static int passthru_open_below(int fd, const char *path, int flags)
+    {
+        struct open_how how = {
+            .flags = (uint64_t)flags, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
+        int r = (int)syscall(CALL_openat2, fd, path, &how, sizeof(how));
+        return r < 0 ? -errno : r;
+    }
+    """
+    int open_below "passthru_open_below"(int fd, const char *path, int flags)
+
 cdef enum:
     O_WRONLY_ = 1
     O_NONBLOCK_ = 0o4000
@@ -83,6 +95,12 @@ cdef int repeat(Task *t, int root, int *limbo) noexcept nogil:
     if t.kind == T_LIMBO:
         limbo[0] = sys_openat_here(root, LIMBO_NAME, O_PATH | O_DIRECTORY | O_CLOEXEC)
         return limbo[0] if limbo[0] < 0 else 0
+    if t.kind == T_WALK:
+        res = open_below(root, <char *> t.name, O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if res >= 0:
+            close(res)
+            res = 0
+        return res
     fds[0] = fds[1] = -1
     res = 0
     for k in range(2 if t.kind == T_RENAME else 1):
