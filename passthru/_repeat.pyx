@@ -78,6 +78,7 @@ cdef struct Slot:          # a repeater, and what it does now
     uint32_t pid           # 0: not known as yet; for good otherwise
     int sock
     bint busy
+    bint late              # it has been waited for longer than usual
     bint gone
     uint64_t child         # nodeid of what the task is about: of an inode or a phantom
     uint64_t none          # that of its phantom
@@ -309,7 +310,13 @@ cdef Slot *free_slot(Repeat_ *p, Task *t) noexcept nogil:
             if found == NULL:
                 found = &p.slots[n]
         elif meets(t, &p.slots[n].task):
-            return NULL
+            if not p.slots[n].late:  # a busy machine is no lock
+                p.slots[n].late = True
+                collect(p, &p.slots[n], 2 * STUCK_MS)
+            if p.slots[n].busy:
+                return NULL
+            if found == NULL and not p.slots[n].gone:
+                found = &p.slots[n]
     return found
 
 
@@ -364,6 +371,7 @@ cdef int give(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory)
     cdef Slot *k = free_slot(p, t)
     if k == NULL:
         p.ctx.stats.repeat_dropped += 1
+        said(t, EBUSY)
         return 0
     k.task = t[0]
     k.child = child
@@ -372,6 +380,7 @@ cdef int give(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory)
     k.directory = directory
     k.seen = 0
     k.busy = True
+    k.late = False
     if write(k.sock, t, sizeof(Task)) < 0:
         k.gone = True
         p.ctx.stats.repeat_dropped += 1

@@ -25,7 +25,7 @@ def other(name: str) -> Any:
     if parsed is None:
         return not f.default
     for text in ("2", "8192", "off", "dev", "per-entry", "a,b\\c", "word", "open", "syslog", "warning", "0:5", "all",
-                 "caps"):
+                 "caps", "on"):
         try:
             value = parsed(text)
         except passthru.UsageError:
