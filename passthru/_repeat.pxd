@@ -24,15 +24,20 @@ cdef struct Task:
     uint64_t dir[2]        # nodeids of the directories; LIMBO: that one
     char name[2][NAME_ROOM]
 
-cdef extern from *:
-    """
-    /* Nodeids and an fh that are no slots' numbers: of what only a repeater sees. */
-    #define PASSTHRU_PHANTOM (1ULL << 63)
-    #define PASSTHRU_LIMBO (1ULL << 62 | PASSTHRU_PHANTOM)
-    #define PASSTHRU_REPEAT_FH (~(uint64_t)15)
-    #define PASSTHRU_LIMBO_NAME ".passthru-limbo"
-    """
-    const uint64_t PHANTOM "PASSTHRU_PHANTOM"
-    const uint64_t LIMBO "PASSTHRU_LIMBO"
-    const uint64_t REPEAT_FH "PASSTHRU_REPEAT_FH"
-    const char *LIMBO_NAME "PASSTHRU_LIMBO_NAME"
+# Nodeids and an fh that are no slots' numbers: of what only a repeater sees.
+
+cdef inline uint64_t phantom_bit() noexcept nogil:
+    return <uint64_t> 1 << 63
+
+
+cdef inline uint64_t limbo() noexcept nogil:
+    """The directory that nobody else finds."""
+    return <uint64_t> 3 << 62
+
+
+cdef inline const char *limbo_name() noexcept nogil:
+    return b".passthru-limbo"
+
+
+cdef inline uint64_t repeat_fh() noexcept nogil:
+    return ~<uint64_t> 15

@@ -115,7 +115,7 @@ cdef struct Repeat_:
 
 cdef uint64_t phantom_of(uint64_t ino, bint directory) noexcept nogil:
     """The nodeid that stands for something of which the kernel is to know no more than that."""
-    return PHANTOM | <uint64_t> directory << 61 | (ino * 0x9e3779b97f4a7c15u) >> 3
+    return phantom_bit() | <uint64_t> directory << 61 | (ino * 0x9e3779b97f4a7c15u) >> 3
 
 
 cdef void phantom(uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
@@ -128,7 +128,7 @@ cdef void phantom(uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
 cdef void attributes(Request *r, uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
     """Of what a nodeid stands for: what it has now, or, if it is gone, something of the same type."""
     cdef InodeTable *t = &server_of(r).inodes
-    cdef Inode *i = NULL if node & PHANTOM else inode_at(t, node)
+    cdef Inode *i = NULL if node & phantom_bit() else inode_at(t, node)
     cdef statx stx
     cdef int fd = -1
     if i != NULL:
@@ -150,7 +150,7 @@ cdef int entry(Request *r, uint64_t node, uint64_t ino, bint directory) noexcept
     """The reply that names something, which is not to be kept; 0: the kernel has forgotten it."""
     cdef fuse_entry_out *out = <fuse_entry_out *> r.out
     memset(out, 0, sizeof(fuse_entry_out))
-    if not node & PHANTOM:
+    if not node & phantom_bit():
         if not inode_again(&server_of(r).inodes, <uint32_t> node, ino):
             return 0
         out.generation = inode_at(&server_of(r).inodes, node).generation
@@ -167,7 +167,7 @@ cdef int looked_up(Request *r, Slot *k) noexcept nogil:
     if name == NULL:
         return -EINVAL
     if t.kind == T_LIMBO:
-        return entry(r, LIMBO, 0, True) if r.h.nodeid == FUSE_ROOT_ID and strcmp(name, LIMBO_NAME) == 0 else -ENOENT
+        return entry(r, limbo(), 0, True) if r.h.nodeid == FUSE_ROOT_ID and strcmp(name, limbo_name()) == 0 else -ENOENT
     if r.h.nodeid == t.dir[0] and strcmp(name, t.name[0]) == 0:
         if t.kind == T_FILE or t.kind == T_DIRECTORY:
             return -ENOENT
@@ -199,7 +199,7 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
     cdef fuse_attr_out *attr = <fuse_attr_out *> r.out
     cdef fuse_open_out *opened = <fuse_open_out *> r.out
     if op_flags(opcode) & BY_OPEN_FILE or (
-            opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & PHANTOM) or (
+            opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & phantom_bit()) or (
             opcode == FUSE_LOOKUP and t.kind == T_WALK):
         # What the kernel does by the way in whosever time: FORGETs and the like; what it wants to know for its checks.
         return server_of(r).unrepeated(r)
@@ -209,7 +209,7 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
         r.ctx.stats.ops[opcode] += 1
     r.settled = r.patient = 0
     r.counted[0] = r.counted[1] = 0
-    if r.h.len < sizeof(fuse_in_header) + op_in_size(opcode):
+    if sizeof(fuse_in_header) + op_in_size(opcode) > r.h.len:
         return -EINVAL
     if opcode == FUSE_LOOKUP:
         return looked_up(r, k)
@@ -225,12 +225,12 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
         return sizeof(fuse_attr_out)
     if opcode == FUSE_OPEN and t.kind == T_CLOSE:
         memset(opened, 0, sizeof(fuse_open_out))
-        opened.fh = REPEAT_FH
+        opened.fh = repeat_fh()
         opened.open_flags = FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
         return sizeof(fuse_open_out)
-    if opcode == FUSE_GETATTR and r.h.nodeid & PHANTOM:
+    if opcode == FUSE_GETATTR and r.h.nodeid & phantom_bit():
         memset(attr, 0, sizeof(fuse_attr_out))
-        phantom(r.h.nodeid, r.h.nodeid == LIMBO or k.directory, &attr.attr)
+        phantom(r.h.nodeid, r.h.nodeid == limbo() or k.directory, &attr.attr)
         return sizeof(fuse_attr_out)
     if opcode == FUSE_GETXATTR:
         return -ENODATA
@@ -244,13 +244,13 @@ cdef int repeated(Request *r) noexcept nogil:
     cdef uint32_t opcode = r.h.opcode
     cdef unsigned n
     if opcode in (FUSE_RELEASE, FUSE_FLUSH) and r.h.len >= sizeof(fuse_in_header) + op_in_size(opcode) and \
-            (<fuse_release_in *> r.op_in).fh == REPEAT_FH:
+            (<fuse_release_in *> r.op_in).fh == repeat_fh():
         r.ctx.stats.ops[opcode] += 1
         return 0
     for n in range(p.count):
         if p.slots[n].pid and p.slots[n].pid == r.h.pid:
             return answer(r, &p.slots[n])
-    if r.h.nodeid & PHANTOM and opcode != FUSE_FORGET:
+    if r.h.nodeid & phantom_bit() and opcode != FUSE_FORGET:
         if opcode < FUSE_OPCODES:
             r.ctx.stats.ops[opcode] += 1
         return -ESTALE
@@ -360,7 +360,7 @@ cdef int tell(Repeat_ *p, Task *t, uint64_t child, uint64_t ino, bint directory)
     cdef unsigned n
     if res == -ESTALE:
         for n in range(2):
-            if t.dir[n] and not t.dir[n] & PHANTOM:
+            if t.dir[n] and not t.dir[n] & phantom_bit():
                 walk_to(p, t.dir[n])
         res = give(p, t, child, ino, directory)
     return res
@@ -436,7 +436,7 @@ cdef bint removed(Repeat_ *p, uint64_t node) noexcept nogil:
 cdef void set_place(Task *t, unsigned n, Known *dir, const char *name) noexcept nogil:
     """dir: NULL: the one that nobody else finds."""
     cdef size_t length = strlen(name)
-    t.dir[n] = dir.node if dir != NULL else LIMBO
+    t.dir[n] = dir.node if dir != NULL else limbo()
     t.generation[n] = dir.generation if dir != NULL else 0
     if length >= NAME_ROOM:
         length = NAME_ROOM - 1

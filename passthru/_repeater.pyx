@@ -6,23 +6,33 @@ walked, and what the kernel has forgotten, and so nobody watches, is not found.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strchr
 
 from passthru._abi cimport *
 from passthru._libc cimport *
 from passthru._repeat cimport *
 
-cdef extern from * nogil:
-    """
-    static int passthru_open_below(int fd, const char *path, int flags)
-    {
-        struct open_how how = {
-            .flags = (uint64_t)flags, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV };
-        int r = (int)syscall(CALL_openat2, fd, path, &how, sizeof(how));
-        return r < 0 ? -errno : r;
-    }
-    """
-    int open_below "passthru_open_below"(int fd, const char *path, int flags)
+cdef int walk(int root, char *path) noexcept nogil:
+    """Look up each directory on the way, by no link and to no other filesystem. 0 or -errno."""
+    cdef int fd = root, below
+    cdef char *slash
+    while path[0]:
+        slash = strchr(path, c'/')
+        if slash != NULL:
+            slash[0] = 0
+        below = sys_openat_here(fd, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        if fd != root:
+            close(fd)
+        if below < 0:
+            return below
+        fd = below
+        if slash == NULL:
+            break
+        path = slash + 1
+    if fd != root:
+        close(fd)
+    return 0
+
 
 cdef enum:
     O_WRONLY_ = 1
@@ -48,7 +58,7 @@ cdef int result(int r) noexcept nogil:
 
 
 cdef int touch(int fd, const char *name, bint attributes, int flags) noexcept nogil:
-    """notify_change(): a time of change alone tells of changed data, both times of changed attributes."""
+    """To the kernel a time of change alone is changed data, both times are changed attributes."""
     cdef timespec times[2]
     times[0].tv_sec = times[1].tv_sec = 0
     times[0].tv_nsec = UTIME_NOW if attributes else UTIME_OMIT
@@ -81,49 +91,45 @@ cdef int again(Task *t, int first, int second) noexcept nogil:
             return fd
         return result(close(fd))
     if t.dir[0] != t.dir[1]:  # this takes a lock of the whole filesystem before those of the directories
-        if t.dir[0] != LIMBO:
+        if t.dir[0] != limbo():
             wait_for(first)
-        if t.dir[1] != LIMBO:
+        if t.dir[1] != limbo():
             wait_for(second)
     return sys_renameat2(first, t.name[0], second, t.name[1], 0)
 
 
-cdef int repeat(Task *t, int root, int *limbo) noexcept nogil:
+cdef int repeat(Task *t, int root, int *kept) noexcept nogil:
     cdef int fds[2]
     cdef int res
     cdef unsigned k
     if t.kind == T_LIMBO:
-        limbo[0] = sys_openat_here(root, LIMBO_NAME, O_PATH | O_DIRECTORY | O_CLOEXEC)
-        return limbo[0] if limbo[0] < 0 else 0
+        kept[0] = sys_openat_here(root, limbo_name(), O_PATH | O_DIRECTORY | O_CLOEXEC)
+        return kept[0] if kept[0] < 0 else 0
     if t.kind == T_WALK:
-        res = open_below(root, <char *> t.name, O_PATH | O_DIRECTORY | O_CLOEXEC)
-        if res >= 0:
-            close(res)
-            res = 0
-        return res
+        return walk(root, <char *> t.name)
     fds[0] = fds[1] = -1
     res = 0
     for k in range(2 if t.kind == T_RENAME else 1):
-        fds[k] = limbo[0] if t.dir[k] == LIMBO else open_node(root, t.dir[k], t.generation[k])
+        fds[k] = kept[0] if t.dir[k] == limbo() else open_node(root, t.dir[k], t.generation[k])
         if fds[k] < 0:
             res = fds[k]
             break
     if res == 0:
         res = again(t, fds[0], fds[1])
     for k in range(2):
-        if fds[k] >= 0 and fds[k] != limbo[0]:
+        if fds[k] >= 0 and fds[k] != kept[0]:
             close(fds[k])
     return res
 
 
 cdef class Repeater:
     """Does what comes by `sock`, on the mount of which `root` is an fd; both stay the caller's."""
-    cdef int sock, root, limbo
+    cdef int sock, root, kept
 
     def __cinit__(self, int sock, int root):
         self.sock = sock
         self.root = root
-        self.limbo = -1
+        self.kept = -1
 
     def work(self, int mountinfo):
         """Until the mount table, of which `mountinfo` is an fd, has changed: True; or the daemon has gone."""
@@ -147,13 +153,13 @@ cdef class Repeater:
                 n = read(self.sock, &t, sizeof(t))
                 if n < <ssize_t> sizeof(t):
                     break
-                res = repeat(&t, self.root, &self.limbo)
+                res = repeat(&t, self.root, &self.kept)
                 if write(self.sock, &res, sizeof(res)) < 0:
                     break
         return changed
 
     def close(self):
         """Give up what is kept of the mount."""
-        if self.limbo >= 0:
-            close(self.limbo)
-            self.limbo = -1
+        if self.kept >= 0:
+            close(self.kept)
+            self.kept = -1

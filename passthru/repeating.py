@@ -1,7 +1,7 @@
 """inotify in the mount (--inotify): the processes that repeat in it what changes beside it, and when they do.
 
-They are forked before there are threads, and stay in the namespace of the start. Each has a copy of the mount of its own,
-which does not keep the mount at its place busy, and gives it up when that has gone: then the filesystem can end.
+They are forked before there are threads, and stay in the namespace of the start. Each has a copy of the mount of its
+own, which does not keep the mount at its place busy, and gives it up when that has gone: then the filesystem can end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEPT = (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE, CAP_FOWNER)
 
 
 def watched(text: str) -> set[int]:
-    """The filesystems of what an fd of inotify(7) or fanotify(7) watches, by its fdinfo: the kernel's device numbers."""
+    """The filesystems that an fd of inotify(7) or fanotify(7) watches, by its fdinfo: the kernel's device numbers."""
     return {int(number, 16) for number in SDEV.findall(text)}
 
 

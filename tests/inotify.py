@@ -1,4 +1,4 @@
-"""What inotify(7) tells of a tree, as a list: for the tests, and by hand: inotify.py DIRECTORY... prints it until killed."""
+"""What inotify(7) tells of directories: for the tests, and by hand: inotify.py DIRECTORY... prints it until killed."""
 from __future__ import annotations
 
 import ctypes
