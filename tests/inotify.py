@@ -54,12 +54,12 @@ class Watcher:
         """What comes until the name `last` is told as made, and not that."""
         found: list[Event] = []
         end = time.monotonic() + seconds
-        while not any(what == "CREATE" and name == last for _, what, name, _ in found):
+        while not any(what.startswith("CREATE") and name == last for _, what, name, _ in found):
             if time.monotonic() > end:
                 raise TimeoutError(f"{last} was not told; {len(found)} events were, the last ones {found[-5:]}")
             select.select([self.fd], [], [], 0.1)
             found += self.events()
-        at = next(n for n, e in enumerate(found) if e[1] == "CREATE" and e[2] == last)
+        at = next(n for n, e in enumerate(found) if e[1].startswith("CREATE") and e[2] == last)
         return found[:at]
 
     def close(self) -> None:

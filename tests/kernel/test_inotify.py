@@ -78,7 +78,7 @@ def settled(fs: Daemon) -> None:
     """All that was changed so far has been repeated."""
     watcher = Watcher({"": fs.mnt})
     name = f"mark{time.monotonic_ns()}"
-    (fs.src / name).touch()
+    (fs.src / name).mkdir()
     watcher.until(name)
     watcher.close()
 

@@ -196,4 +196,4 @@ def test_layout_of_the_status_page():
         assert int(re.search(rf"STATS_{name} = (\w+)", text)[1], 0) == getattr(status_page, name)
     kinds = {int(n): name.lower() for name, n in re.findall(r"T_(\w+) = (\d)", text)}
     assert {0: "", **kinds} == status_page.KINDS
-    assert len(status_page.COUNTERS) + int(re.search(r"spare\[(\d+)\]", text)[1]) == 30
+    assert len(status_page.COUNTERS) + int(re.search(r"spare\[(\d+)\]", text)[1]) == 38
