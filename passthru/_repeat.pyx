@@ -469,6 +469,9 @@ cdef void found_above(Repeat_ *p, unsigned row, Info *info, Task *task) noexcept
     fs_unpin(t, row)
     if fd < 0:
         return
+    if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0 or stx.stx_nlink == 0:  # gone: it has no name
+        close(fd)
+        return
     above = sys_openat_here(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC)
     if above >= 0 and c_statx(above, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0 and on_fs(&t.fs[row], &stx):
         dir.node = inode_numbered(t, row, stx.stx_ino)
