@@ -32,7 +32,7 @@ _passthru() {
         -n|--count) words=''; names=value ;;
         esac ;;
     check)
-        options='-h --help -f --foreground -d --debug --debug-fuse --log --log-level -r --read-only --allow-other --allow-root --auto-unmount --fsname --fixed-size --transport --enable-uring --queue-depth --dialect --zero-copy --payload-buffers --pin-buffers --no-pin-buffers --pin-headers --no-pin-headers --threads --max-write --max-background --max-read --spin-us --cache --attr-timeout --entry-timeout --negative-timeout --direct-io --writeback --passthrough --no-passthrough --nopassthrough --parallel-direct-writes --local-locks -x --one-file-system --submounts --trust-modes --map-uid --map-gid --selinux --idmapped --sandbox --supervise -o --nocache -s --single --num-threads --bg-debug-fuse --nosplice --clone-fd --force-user --force-group --create-for-user --create-for-group --no-allow-other -V --version'
+        options='-h --help -f --foreground -d --debug --debug-fuse --log --log-level -r --read-only --allow-other --allow-root --auto-unmount --fsname --fixed-size --transport --enable-uring --queue-depth --dialect --zero-copy --payload-buffers --pin-buffers --no-pin-buffers --pin-headers --no-pin-headers --threads --max-write --max-background --max-read --spin-us --cache --inotify --attr-timeout --entry-timeout --negative-timeout --direct-io --writeback --passthrough --no-passthrough --nopassthrough --parallel-direct-writes --local-locks -x --one-file-system --submounts --trust-modes --map-uid --map-gid --selinux --idmapped --sandbox --supervise -o --nocache -s --single --num-threads --bg-debug-fuse --nosplice --clone-fd --force-user --force-group --create-for-user --create-for-group --no-allow-other -V --version'
         case $before in
         --log) words='auto stderr journal syslog'; names=value ;;
         --log-level) words='error warning info debug'; names=value ;;
@@ -48,6 +48,7 @@ _passthru() {
         --max-read) words=''; names=value ;;
         --spin-us) words=''; names=value ;;
         --cache) words='never open auto coherent always'; names=value ;;
+        --inotify) words='auto on off'; names=value ;;
         --attr-timeout) words=''; names=value ;;
         --entry-timeout) words=''; names=value ;;
         --negative-timeout) words=''; names=value ;;
@@ -72,7 +73,7 @@ _passthru() {
         --prefix) words=''; names=value ;;
         esac ;;
     *)
-        options='-h --help -f --foreground -d --debug --debug-fuse --log --log-level -r --read-only --allow-other --allow-root --auto-unmount --fsname --fixed-size --transport --enable-uring --queue-depth --dialect --zero-copy --payload-buffers --pin-buffers --no-pin-buffers --pin-headers --no-pin-headers --threads --max-write --max-background --max-read --spin-us --cache --attr-timeout --entry-timeout --negative-timeout --direct-io --writeback --passthrough --no-passthrough --nopassthrough --parallel-direct-writes --local-locks -x --one-file-system --submounts --trust-modes --map-uid --map-gid --selinux --idmapped --sandbox --supervise -o --nocache -s --single --num-threads --bg-debug-fuse --nosplice --clone-fd --force-user --force-group --create-for-user --create-for-group --no-allow-other -V --version'
+        options='-h --help -f --foreground -d --debug --debug-fuse --log --log-level -r --read-only --allow-other --allow-root --auto-unmount --fsname --fixed-size --transport --enable-uring --queue-depth --dialect --zero-copy --payload-buffers --pin-buffers --no-pin-buffers --pin-headers --no-pin-headers --threads --max-write --max-background --max-read --spin-us --cache --inotify --attr-timeout --entry-timeout --negative-timeout --direct-io --writeback --passthrough --no-passthrough --nopassthrough --parallel-direct-writes --local-locks -x --one-file-system --submounts --trust-modes --map-uid --map-gid --selinux --idmapped --sandbox --supervise -o --nocache -s --single --num-threads --bg-debug-fuse --nosplice --clone-fd --force-user --force-group --create-for-user --create-for-group --no-allow-other -V --version'
         case $before in
         --log) words='auto stderr journal syslog'; names=value ;;
         --log-level) words='error warning info debug'; names=value ;;
@@ -88,6 +89,7 @@ _passthru() {
         --max-read) words=''; names=value ;;
         --spin-us) words=''; names=value ;;
         --cache) words='never open auto coherent always'; names=value ;;
+        --inotify) words='auto on off'; names=value ;;
         --attr-timeout) words=''; names=value ;;
         --entry-timeout) words=''; names=value ;;
         --negative-timeout) words=''; names=value ;;
@@ -112,13 +114,14 @@ _passthru() {
             dialect=) words='auto per-entry bufring bufpool' ;;
             zero_copy=) words='auto on off' ;;
             cache=) words='never open auto coherent always' ;;
+            inotify=) words='auto on off' ;;
             parallel_direct_writes=) words='auto on off' ;;
             submounts=) words='data all' ;;
             sandbox=) words='auto none caps seccomp namespace' ;;
             esac
             COMPREPLY=($(compgen -W "$words" -- "${last#*=}"))
         else
-            words='debug debug_fuse log= log_level= ro rw allow_other noallow_other default_permissions nodefault_permissions allow_root noallow_root auto_unmount noauto_unmount fsname= subtype= nosuid suid nodev dev noexec exec noatime atime strictatime nostrictatime nodiratime diratime fixed_size nofixed_size nosymfollow context= fscontext= defcontext= rootcontext= transport= enable_uring queue_depth= dialect= zero_copy= payload_buffers= pin_buffers nopin_buffers pin_headers nopin_headers threads= max_write= max_background= max_read= spin_us= cache= attr_timeout= entry_timeout= negative_timeout= direct_io nodirect_io writeback nowriteback passthrough nopassthrough parallel_direct_writes= local_locks nolocal_locks one_file_system submounts= trust_modes notrust_modes xattr noxattr map_uid= map_gid= selinux noselinux idmapped noidmapped sandbox= supervise nosupervise max_threads= io_uring io_uring_q_depth= writeback_cache no_remote_lock clone_fd timeout= no_writeback no_xattr force-user= force-group= create-for-user= create-for-group= no-allow-other cache.attr= cache.entry= cache.negative_entry='
+            words='debug debug_fuse log= log_level= ro rw allow_other noallow_other default_permissions nodefault_permissions allow_root noallow_root auto_unmount noauto_unmount fsname= subtype= nosuid suid nodev dev noexec exec noatime atime strictatime nostrictatime nodiratime diratime fixed_size nofixed_size nosymfollow context= fscontext= defcontext= rootcontext= transport= enable_uring queue_depth= dialect= zero_copy= payload_buffers= pin_buffers nopin_buffers pin_headers nopin_headers threads= max_write= max_background= max_read= spin_us= cache= inotify= attr_timeout= entry_timeout= negative_timeout= direct_io nodirect_io writeback nowriteback passthrough nopassthrough parallel_direct_writes= local_locks nolocal_locks one_file_system submounts= trust_modes notrust_modes xattr noxattr map_uid= map_gid= selinux noselinux idmapped noidmapped sandbox= supervise nosupervise max_threads= io_uring io_uring_q_depth= writeback_cache no_remote_lock clone_fd timeout= no_writeback no_xattr force-user= force-group= create-for-user= create-for-group= no-allow-other cache.attr= cache.entry= cache.negative_entry='
             COMPREPLY=($(compgen -P "${word%"$last"}" -W "$words" -- "$last"))
             [[ ${COMPREPLY[*]} == *= ]] && compopt -o nospace
         fi
