@@ -357,8 +357,8 @@ class Options:
         metavar="auto|none|caps|seccomp|namespace", o="sandbox")
 
     supervise: bool = option(
-        False, "when the daemon dies a successor takes the mount over, and programs go on (root only, /dev/fuse, Linux "
-        "6.9)", "--supervise", o="supervise", no="nosupervise")
+        False, "experimental: when the daemon dies a successor takes the mount over, and programs go on (root only, "
+        "/dev/fuse, Linux 6.9)", "--supervise", o="supervise", no="nosupervise")
 
     null_io: bool = option(
         False, "answer READ, WRITE and FSYNC without the source: for benchmarks", "--null-io", hidden=True)
