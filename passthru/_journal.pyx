@@ -22,7 +22,7 @@ from passthru._identity cimport data_drop
 from passthru._inode cimport *
 from passthru._libc cimport *
 from passthru._name cimport entry_arg, name_arg
-from passthru._openfile cimport appending, file_at, files_opened_by
+from passthru._openfile cimport appending, file_at, files_opened_by, source_fd_flags
 from passthru._ops cimport GIVES_ENTRY, GIVES_FILE, op_flags
 from passthru._request cimport *
 from passthru._slab cimport slab_at
@@ -296,6 +296,7 @@ cdef int open_made(Request *r) noexcept nogil:
     cdef char path[FD_PATH]
     cdef uint32_t at = 0
     cdef Inode *dir
+    cdef statx stx
     cdef int fd, opath
     cdef int dir_fd = request_pin(r, &dir)
     if dir_fd < 0:
@@ -304,11 +305,19 @@ cdef int open_made(Request *r) noexcept nogil:
     inode_unpin(dir)
     if opath < 0:
         return GO_ON
+    # Somebody may have put another file there meanwhile, beside the mount, that the caller may not open.
+    if c_statx(opath, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0 or stx.stx_mode & S_IFMT != S_IFREG or \
+            (server_of(r).config.identity and stx.stx_uid != r.h.uid):
+        close(opath)
+        return -ESTALE
     fd_path(path, opath)
-    fd = open(path, flags)
+    fd = open(path, flags | O_NONBLOCK)
     fd = -errno if fd < 0 else fd
     close(opath)
-    return fd if fd < 0 else created(r, fd, flags)
+    if fd < 0:
+        return fd
+    fcntl(fd, F_SETFL, source_fd_flags(flags, False))
+    return created(r, fd, flags)
 
 
 cdef int removed_before(Request *r, Intent *it) noexcept nogil:

@@ -25,14 +25,16 @@ cdef extern from *:
     /* As fork(3) does it: the C library keeps the number of a thread, which the kernel is to write anew. */
     static long passthru_spawn(void)
     {
+        /* CLONE_FILES, CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID. clone3(2) is none for services with RestrictNamespaces=. */
+        const unsigned long flags = 0x01200400 | SIGCHLD;
         uint64_t *tid = NULL;
-        struct { uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls; } how = {0};
         if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) < 0)
             return -1;
-        how.flags = 0x01200400; /* CLONE_FILES, CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID */
-        how.child_tid = (uint64_t)(uintptr_t)tid;
-        how.exit_signal = SIGCHLD;
-        return syscall(CALL_clone3, &how, sizeof(how));
+    #ifdef __aarch64__
+        return syscall(CALL_clone, flags, NULL, NULL, 0, tid);
+    #else
+        return syscall(CALL_clone, flags, NULL, NULL, tid, 0);
+    #endif
     }
     """
     long passthru_spawn()
@@ -50,5 +52,5 @@ def spawn():
         return 0
     PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(failed, os.strerror(failed), "clone3(2)")
+        raise OSError(failed, os.strerror(failed), "clone(2)")
     return pid

@@ -18,7 +18,7 @@ from dataclasses import replace
 from types import FrameType
 
 from . import log, options
-from .errors import PassthruError, by_exit_code
+from .errors import PassthruError, UsageError, by_exit_code
 from .stdio import quiet
 
 
@@ -84,6 +84,8 @@ def main() -> int:
 
     try:
         asked = replace(options.parse(argv), foreground=True)
+        if asked.supervise:
+            raise UsageError("--supervise: not for a mount that is made from Python yet")
         options.open_log(asked)
         run(asked, ready)
     except (PassthruError, OSError) as e:

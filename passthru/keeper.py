@@ -71,9 +71,11 @@ class Keeper:
         """A daemon has died that may have asked something: what it was answered is nobody's."""
         with contextlib.suppress(OSError):
             while select.select([self._socket], [], [], 0)[0]:
-                _, fds, _, _ = socket.recv_fds(self._socket, PACKET, 1)
+                data, fds, _, _ = socket.recv_fds(self._socket, PACKET, 1)
                 for fd in fds:
                     os.close(fd)
+                if not data:  # it has ended
+                    break
 
     def attach(self, mount_fd: int, page: tuple[int, int]) -> None:
         """Put a detached mount at its place. page: Page.identity."""

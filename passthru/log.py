@@ -48,29 +48,35 @@ class _Datagrams:
     def __init__(self, path: str):
         """Raises OSError."""
         self.path = path
-        self._connect()
+        self._socket = self._connected()
 
-    def _connect(self) -> None:
+    def _connected(self) -> socket.socket:
         if connector is not None:
-            self._socket = connector(self.path)
-            self._socket.settimeout(1)
-            return
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(1)  # a log daemon that hangs must not hang us
+            found = connector(self.path)
+            found.settimeout(1)
+            return found
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        found.settimeout(1)  # a log daemon that hangs must not hang us
         try:
-            self._socket.connect(self.path)
+            found.connect(self.path)
         except OSError:
-            self._socket.close()
+            found.close()
             raise
+        return found
 
     def write(self, data: bytes) -> None:
-        """Lost if nobody takes it."""
+        """Lost if nobody takes it.
+
+        The fd's number is never free in between: another process may share the table of files (--supervise), and go on
+        to use it for the socket.
+        """
         try:
             self._socket.send(data)
         except OSError:
-            self._socket.close()
             with contextlib.suppress(OSError):
-                self._connect()
+                anew = self._connected()
+                os.dup2(anew.fileno(), self._socket.fileno(), inheritable=False)
+                anew.close()
                 self._socket.send(data)
 
 

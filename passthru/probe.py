@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import _mounts, _sys, init, mounting
+from . import _mounts, _sys, init, mounting, supervision
 from .capabilities import (
     CAP_DAC_READ_SEARCH,
     CAP_IPC_LOCK,
@@ -154,6 +154,12 @@ def _rehearsed(options: Options, asked: init.Init | None) -> str:
 def rehearse(options: Options, asked: init.Init | None = None) -> Outcome:
     """How a mount with these options would end. asked: the kernel's INIT, if that is known."""
     quiet = replace(options, auto_unmount=False, enable_uring=False)
+    if options.supervise:
+        try:
+            supervision.check(options)
+        except PassthruError as e:
+            return Outcome(e.exit_code, str(e))
+        quiet = replace(quiet, transport="dev")
     switched = options.enable_uring and options.transport != "dev" and ring_parameter() == "N"
     if switched:
         if not os.access(PARAMETER, os.W_OK):

@@ -19,7 +19,7 @@ from typing import Any
 from . import _confine, _spawn, init, log, report, session
 from .capabilities import CAP_SYS_ADMIN, capable_of_all
 from .connection import Agreement
-from .errors import PassthruError, TransportError, UsageError
+from .errors import PassthruError, TransportError, UsageError, reason
 from .options import Options
 from .sandbox import NONE, SECCOMP
 
@@ -28,12 +28,20 @@ LIVED = 0.1
 # Before the successor of the n-th in a row that has not; the last is kept.
 PAUSES = (0.0, 0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 GIVE_UP = 30       # so many in a row, and the mount is taken away
+FAULTS, WITHIN = 100, 3600.0  # so many by a fault within these seconds: all have one layout of memory
+FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP)
 ARENA = 1 << 36    # bytes of addresses
 STOP = session.STOP_SIGNALS
 
 
-def refusal(o: Options) -> str:
-    """Why these options cannot be supervised, or ''."""
+def check(o: Options) -> None:
+    """Raises UsageError if a mount with these options cannot be supervised."""
+    why = _refusal(o)
+    if why:
+        raise UsageError(f"--supervise: {why}")
+
+
+def _refusal(o: Options) -> str:
     if os.geteuid() != 0 or not capable_of_all(CAP_SYS_ADMIN):
         return "only root's mounts can be taken over"
     if o.transport == "ring" or o.dialect != "auto" or o.zero_copy == "on":
@@ -53,9 +61,7 @@ class Supervised(session.Session):
     arena = ARENA
 
     def __init__(self, options: Options, stopping: Callable[[], object] | None = None):
-        why = refusal(options)
-        if why:
-            raise UsageError(f"--supervise: {why}")
+        check(options)
         super().__init__(options, stopping)
         self.transport.ring = False
         self.sandbox.limit(SECCOMP, "--supervise: a successor needs files that it would hide")
@@ -101,6 +107,7 @@ class Supervised(session.Session):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as the sandbox does later; a dump would take its time
         if number > 1:
             self.core.adopt()
+            self.core.mounts_changed()  # the dead one may have heard of it and not come to it
             # Who closes a clone of the fuse fd fails what was read by it: so RESEND comes first.
             self.core.resend()
             known = files | self.core.fds()
@@ -108,7 +115,7 @@ class Supervised(session.Session):
                 if int(name) not in known:
                     with contextlib.suppress(OSError):
                         os.close(int(name))
-        self.holder = os.pidfd_open(os.getppid())
+        self.holder = self._own
         self.sandbox.renew()
         self.thread_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if self._connection.keeper is not None:
@@ -157,36 +164,47 @@ class Supervised(session.Session):
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for s in (*STOP, signal.SIGCHLD):
             signal.signal(s, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
+        self._own = os.pidfd_open(os.getpid())
         poll = select.poll()
         poll.register(wake, select.POLLIN)
         poll.register(serving, select.POLLIN)
         files = {int(name) for name in os.listdir("/proc/self/fd")}
         short = 0
+        faults: list[float] = []
         self._stop_asked = False
         while True:
             number = self.core.next_daemon()
             self._since = 0.0
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until the daemon has a handler of its own
-            pid = _spawn.spawn()
+            try:
+                pid = _spawn.spawn()
+            except OSError as e:
+                if not self._told:
+                    raise PassthruError(f"--supervise: no process can be made: {reason(e)}") from None
+                pid, self._reason = -1, f"no process could be made: {reason(e)}"
             if pid == 0:
                 self._child(number, files, serving)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-            status = self._wait(poll, wake, serving, pid, ready if number == 1 else lambda: None)
-            self._died = time.monotonic()
-            if os.WIFEXITED(status):
-                if os.WEXITSTATUS(status) == 0:
+            if pid > 0:
+                status = self._wait(poll, wake, serving, pid, ready if number == 1 else lambda: None)
+                self._died = time.monotonic()
+                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
                     return
-                self._abandon()
-                raise PassthruError("the daemon ended with an error")
-            self._reason = signal.Signals(os.WTERMSIG(status)).name
-            if number == 1 and not self._told:
-                self._abandon()
-                raise PassthruError(f"the daemon ended before the mount was usable ({self._reason})")
+                if os.WIFEXITED(status) and (self._stop_asked or not self._told):
+                    raise PassthruError("the daemon ended with an error")
+                self._reason = _how(status)
+                if not self._told:
+                    raise PassthruError(f"the daemon ended before the mount was usable ({self._reason})")
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) in FAULT:
+                    faults = [*(t for t in faults if t > self._died - WITHIN), self._died]
+                # What the filter has caught would be tried again, and again.
+                if (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS) or len(faults) > FAULTS:
+                    raise PassthruError(f"the daemon ended by a fault ({self._reason}): unmounting")
             short = 0 if self._since and self._died - self._since >= LIVED else short + 1
             if short >= GIVE_UP:
                 log.error(f"{self._connection.target}: {short} daemons in a row have ended at once ({self._reason}): "
                           "unmounting")
-                self._take_away()
                 raise PassthruError("the daemon ends again and again")
             pause = PAUSES[min(short, len(PAUSES) - 1)]
             if pause:
@@ -196,6 +214,7 @@ class Supervised(session.Session):
                 self._take_away()
                 return
 
+    _own = -1      # pidfd of the holder
     _told = False
     _since = 0.0  # since when the daemon of now serves; 0: it does not yet
 
@@ -235,6 +254,13 @@ class Supervised(session.Session):
             if left <= 0:
                 return True
 
+    def give_up(self) -> None:
+        """Nobody is to serve the mount any more."""
+        if self._told:
+            self._take_away()
+        else:
+            self._abandon()
+
     def _take_away(self) -> None:
         """The mount ends while nobody serves it."""
         self._say_stopping()
@@ -255,4 +281,18 @@ def run(
     supervised = Supervised(options, stopping)
     line = supervised.start()
     supervised.say_notes(notes)
-    supervised.hold(lambda: ready(line))
+    try:
+        supervised.hold(lambda: ready(line))
+    except BaseException:
+        supervised.give_up()
+        raise
+
+
+def _how(status: int) -> str:
+    """What a process has died of, by its status of waitpid(2)."""
+    if os.WIFEXITED(status):
+        return f"exit code {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
