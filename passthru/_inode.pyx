@@ -899,7 +899,7 @@ cdef bint inode_again(InodeTable *t, uint32_t node, uint64_t ino) noexcept nogil
         return False
     sh = shard_of(t, i)
     spin_lock(&sh.lock)
-    known = i.live and i.hashed and i.ino == ino and i.nlookup != 0
+    known = i.live and i.hashed and i.ino == ino and i.nlookup != 0 and shard_of(t, i) == sh  # it may be another by now
     if known:
         i.nlookup += 1
     spin_unlock(&sh.lock)

@@ -43,8 +43,12 @@ cdef void file_close(Server *s, uint32_t index) noexcept nogil:
     """RELEASE, RELEASEDIR."""
     cdef InodeTable *t = &s.inodes
     cdef OpenFile *file = <OpenFile *> slab_at(&s.files, index)
-    cdef uint32_t node = file.node
-    cdef int fd = file.fd
+    cdef uint32_t node
+    cdef int fd
+    if file == NULL:  # a repeater's, which is in no slot
+        return
+    node = file.node
+    fd = file.fd
     if file.kind == OF_FILE and direct_writing(file.open_flags):
         direct_writer(t, inode_at(t, node), -1)
     file.kind = OF_FREE

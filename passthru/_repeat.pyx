@@ -125,38 +125,60 @@ cdef void phantom(uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
     a.nlink = 2 if directory else 1
 
 
-cdef void attributes(Request *r, uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
-    """Of what a nodeid stands for: what it has now, or, if it is gone, something of the same type."""
+cdef enum:
+    NOBODY = 65534         # owner of what cannot be asked any more: in a sticky directory nobody's link is followed
+
+
+cdef int attributes(Request *r, uint64_t node, bint directory, fuse_attr *a) noexcept nogil:
+    """What the kernel is told of an inode: what it is, 1; where it is gone for good, something of that type, 0.
+
+    -errno: it cannot be asked just now. Told to have no size, a file that others have mapped would lose their data.
+    """
     cdef InodeTable *t = &server_of(r).inodes
     cdef Inode *i = NULL if node & phantom_bit() else inode_at(t, node)
     cdef statx stx
-    cdef int fd = -1
-    if i != NULL:
-        fd = inode_fd(t, i, <uint32_t> node)
+    cdef int fd, res
+    if i == NULL:
+        phantom(node, directory, a)
+        return 0
+    if t.fs[i.fs].flags & FS_REMOTE:  # which may not answer
+        return -ENOMEM
+    fd = inode_fd(t, i, <uint32_t> node)
     if fd >= 0:
-        if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) == 0:
+        res = -errno if c_statx(fd, "", AT_EMPTY_PATH, stx_mask(), &stx) < 0 else 1
+        if res > 0:
             attr_fill(r, i, a, &stx)
             a.mode &= ~<uint32_t> (S_ISUID | S_ISGID)  # these are told elsewhere: docs/security.md
-            inode_unpin(i)
-            return
         inode_unpin(i)
+        return res
+    if fd != -ESTALE:
+        return -ENOMEM
     phantom(node, directory, a)
-    if i != NULL:
-        a.mode = <uint32_t> i.type << 12 | 0o600
-        a.ino = i.ino ^ t.fs[i.fs].salt
+    a.mode = <uint32_t> i.type << 12 | 0o600
+    a.ino = i.ino ^ t.fs[i.fs].salt
+    a.uid = a.gid = NOBODY
+    return 0
 
 
-cdef int entry(Request *r, uint64_t node, uint64_t ino, bint directory) noexcept nogil:
+cdef int entry(Request *r, uint64_t node, uint64_t ino, bint directory, bint removing) noexcept nogil:
     """The reply that names something, which is not to be kept; 0: the kernel has forgotten it."""
     cdef fuse_entry_out *out = <fuse_entry_out *> r.out
+    cdef int res
     memset(out, 0, sizeof(fuse_entry_out))
     if not node & phantom_bit():
         if not inode_again(&server_of(r).inodes, <uint32_t> node, ino):
             return 0
         out.generation = inode_at(&server_of(r).inodes, node).generation
     out.nodeid = node
-    attributes(r, node, directory, &out.attr)
     r.ctx.stats.lookups += 1
+    res = attributes(r, node, directory, &out.attr)
+    if res < 0:
+        r.ctx.stats.forgets += 1
+        inode_forget(&server_of(r).inodes, node, 1)
+        return -ENOMEM  # after which the kernel keeps the name
+    # Of a file with several names one is gone already, and the kernel is about to take one away.
+    if res > 0 and removing and not directory:
+        out.attr.nlink += 1
     return sizeof(fuse_entry_out)
 
 
@@ -167,12 +189,13 @@ cdef int looked_up(Request *r, Slot *k) noexcept nogil:
     if name == NULL:
         return -EINVAL
     if t.kind == T_LIMBO:
-        return entry(r, limbo(), 0, True) if r.h.nodeid == FUSE_ROOT_ID and strcmp(name, limbo_name()) == 0 else -ENOENT
+        return entry(r, limbo(), 0, True, False) if r.h.nodeid == FUSE_ROOT_ID and strcmp(name, limbo_name()) == 0 else -ENOENT
     if r.h.nodeid == t.dir[0] and strcmp(name, t.name[0]) == 0:
         if t.kind == T_FILE or t.kind == T_DIRECTORY:
             return -ENOENT
         k.seen |= 1
-        return entry(r, k.child, k.ino, k.directory) or entry(r, k.none, 0, k.directory)  # just forgotten: nobody watches it
+        return entry(r, k.child, k.ino, k.directory, t.kind == T_DELETE) or \
+            entry(r, k.none, 0, k.directory, False)  # just forgotten: nobody watches it
     if t.kind == T_RENAME and r.h.nodeid == t.dir[1] and strcmp(name, t.name[1]) == 0:
         k.seen |= 2
     return -ENOENT
@@ -198,6 +221,7 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
     cdef Task *t = &k.task
     cdef fuse_attr_out *attr = <fuse_attr_out *> r.out
     cdef fuse_open_out *opened = <fuse_open_out *> r.out
+    cdef int res
     if op_flags(opcode) & BY_OPEN_FILE or (
             opcode in (FUSE_GETATTR, FUSE_STATX, FUSE_GETXATTR) and not r.h.nodeid & phantom_bit()) or (
             opcode == FUSE_LOOKUP and t.kind == T_WALK):
@@ -214,14 +238,20 @@ cdef int answer(Request *r, Slot *k) noexcept nogil:
     if opcode == FUSE_LOOKUP:
         return looked_up(r, k)
     if (opcode == FUSE_MKNOD and t.kind == T_FILE) or (opcode == FUSE_MKDIR and t.kind == T_DIRECTORY):
-        return entry(r, k.child, 0, t.kind == T_DIRECTORY) if about(r, k) else -EACCES
+        return entry(r, k.child, 0, t.kind == T_DIRECTORY, False) if about(r, k) else -EACCES
     if (opcode == FUSE_UNLINK and t.kind == T_DELETE) or (opcode == FUSE_RMDIR and t.kind == T_RMDIR):
         return gone(k, 1) if about(r, k) else -EACCES
     if opcode in (FUSE_RENAME, FUSE_RENAME2) and t.kind == T_RENAME:
         return gone(k, 3) if about(r, k) else -EACCES
+    if opcode in (FUSE_SETATTR, FUSE_OPEN) and not k.directory and r.h.nodeid != k.child and r.h.nodeid != k.none:
+        return -ESTALE  # the name is another file's by what the kernel knows: it is to look
     if opcode == FUSE_SETATTR and t.kind in (T_MODIFY, T_ATTRIB, T_ATTRIB_SELF):
         memset(attr, 0, sizeof(fuse_attr_out))
-        attributes(r, r.h.nodeid, k.directory, &attr.attr)
+        res = attributes(r, r.h.nodeid, k.directory, &attr.attr)
+        if res < 0:
+            return res
+        # Not the true time: by its change the kernel tells, when it asks next, that pages that it keeps are old.
+        attr.attr.mtimensec ^= 1
         return sizeof(fuse_attr_out)
     if opcode == FUSE_OPEN and t.kind == T_CLOSE:
         memset(opened, 0, sizeof(fuse_open_out))
@@ -288,13 +318,23 @@ cdef int collect(Repeat_ *p, Slot *k, int ms) noexcept nogil:
 cdef void said(Task *t, int error) noexcept nogil:
     cdef char line[LOG_LINE]
     cdef char text[100]
-    snprintf(line, sizeof(line), "--inotify: %s: not repeated (%u): %s", t.name[0], t.kind,
+    cdef char name[NAME_ROOM]
+    cdef unsigned n
+    for n in range(NAME_ROOM):  # a message is one line
+        name[n] = t.name[0][n] if not 0 < t.name[0][n] < 32 else c'?'
+    name[NAME_ROOM - 1] = 0
+    snprintf(line, sizeof(line), "--inotify: %s: not repeated (%u): %s", name, t.kind,
              strerror_r(error, text, sizeof(text)))
     log_line(LOG_DEBUG, line)
 
 
+cdef bint same(uint64_t a, uint64_t b) noexcept nogil:
+    """Is it one directory? Limbo is not: its lock is held by repeaters only."""
+    return a == b and a != 0 and a != limbo()
+
+
 cdef bint meets(Task *a, Task *b) noexcept nogil:
-    return a.dir[0] == b.dir[0] or a.dir[0] == b.dir[1] or (a.dir[1] and (a.dir[1] == b.dir[0] or a.dir[1] == b.dir[1]))
+    return same(a.dir[0], b.dir[0]) or same(a.dir[0], b.dir[1]) or same(a.dir[1], b.dir[0]) or same(a.dir[1], b.dir[1])
 
 
 cdef Slot *free_slot(Repeat_ *p, Task *t) noexcept nogil:

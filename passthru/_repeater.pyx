@@ -6,7 +6,7 @@ walked, and what the kernel has forgotten, and so nobody watches, is not found.
 """
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.string cimport memcpy, strchr
+from libc.string cimport memchr, memcpy, strchr, strcmp
 
 from passthru._abi cimport *
 from passthru._libc cimport *
@@ -20,7 +20,7 @@ cdef int walk(int root, char *path) noexcept nogil:
         slash = strchr(path, c'/')
         if slash != NULL:
             slash[0] = 0
-        below = sys_openat_here(fd, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        below = -EINVAL if strcmp(path, "..") == 0 else sys_openat_here(fd, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         if fd != root:
             close(fd)
         if below < 0:
@@ -32,6 +32,12 @@ cdef int walk(int root, char *path) noexcept nogil:
     if fd != root:
         close(fd)
     return 0
+
+
+cdef bint plain(const char *name) noexcept nogil:
+    """Is it a name, and no path? Whoever has taken over the daemon is not to have more than the mount changed."""
+    return memchr(name, 0, NAME_ROOM) != NULL and name[0] and strchr(name, c'/') == NULL and \
+        strcmp(name, ".") != 0 and strcmp(name, "..") != 0
 
 
 cdef enum:
@@ -106,7 +112,10 @@ cdef int repeat(Task *t, int root, int *kept) noexcept nogil:
         kept[0] = sys_openat_here(root, limbo_name(), O_PATH | O_DIRECTORY | O_CLOEXEC)
         return kept[0] if kept[0] < 0 else 0
     if t.kind == T_WALK:
-        return walk(root, <char *> t.name)
+        return walk(root, <char *> t.name) if memchr(t.name, 0, sizeof(t.name)) != NULL else -EINVAL
+    for k in range(2 if t.kind == T_RENAME else 1):
+        if t.kind != T_ATTRIB_SELF and not plain(t.name[k]):
+            return -EINVAL
     fds[0] = fds[1] = -1
     res = 0
     for k in range(2 if t.kind == T_RENAME else 1):

@@ -295,8 +295,8 @@ class Options:
         "--cache", parse=lambda t: _choice(t, tuple(CACHE)), metavar="never|open|auto|coherent|always", o="cache",
         live=True, group="caches and file data")
     inotify: Literal["auto", "on", "off"] = option(
-        "off", "tell who watches the mount (inotify(7)) of changes beside it; 'auto': while somebody watches, 'on': "
-        "always; with --cache coherent and without kernel passthrough, which follow from it (root)",
+        "off", "experimental: tell who watches the mount (inotify(7)) of changes beside it; 'auto': while somebody "
+        "watches, 'on': always; with --cache coherent and without kernel passthrough, which follow from it (root)",
         "--inotify", parse=lambda t: _choice(t, SWITCH), metavar="auto|on|off", o="inotify",
         group="caches and file data")
     attr_timeout: float = option(

@@ -248,6 +248,43 @@ def test_a_told_name_is_found(mount, source, watch):
         assert (fs.mnt / f"f{n}").read_text() == "text"
 
 
+def test_told_data_is_read(mount, source, watch):
+    """Who hears of a change reads it, though its pages are kept and the size is the same."""
+    (source / "f").write_bytes(b"old!")
+    fs = mount(*ON, source=source)
+    fd = os.open(fs.mnt / "f", os.O_RDONLY)
+    try:
+        watcher = watch({"": fs.mnt})
+        for n in range(50):
+            os.pread(fd, 4, 0)
+            watcher.events()
+            data = b"%04d" % n
+            with open(source / "f", "r+b") as f:
+                f.write(data)
+            until(lambda: any(what == "MODIFY" for _, what, _, _ in watcher.events()), "told")
+            assert os.pread(fd, 4, 0) == data
+            settled(fs)
+    finally:
+        os.close(fd)
+
+
+def test_one_of_two_names_goes(mount, source, watch):
+    """Who watches a file goes on to hear of it when one of its names is removed, and it can be linked again."""
+    (source / "f").write_text("x")
+    os.link(source / "f", source / "g")
+    fs = mount(*ON, source=source)
+    (fs.mnt / "f").stat()
+    (fs.mnt / "g").stat()
+    watcher = watch({"f": fs.mnt / "f"}, NAMED | SELF)
+    (source / "g").unlink()
+    settled(fs)
+    os.link(fs.mnt / "f", fs.mnt / "h")
+    os.chmod(source / "f", 0o600)
+    settled(fs)
+    told = {what for _, what, _, _ in watcher.events()}
+    assert "ATTRIB" in told and "DELETE_SELF" not in told
+
+
 def test_who_watches_a_file(mount, source, watch):
     """Of what happens to itself a watched file or directory is told as well."""
     (source / "d").mkdir()
