@@ -27,7 +27,7 @@ sys.executable = "$(abspath build/asan/python)"
 endef
 export ASAN_PYTHON ASAN_SITE
 
-.PHONY: build debug debug-asan test test-unit test-kernel coherent test-debug test-asan mutants bench man lint deb clean run
+.PHONY: build debug debug-asan test test-unit test-kernel coherent survive test-debug test-asan mutants bench man lint deb clean run
 
 build:
 	./start --setup
@@ -62,6 +62,9 @@ test-kernel:
 # A million changes beside mounts, of which none may be missed; some hours.
 coherent:
 	PASSTHRU_TEST_CHANGES=$(or $(CHANGES),125000) ./start --test tests/kernel/test_coherent.py -k random_changes -s $(ARGS)
+
+survive:
+	PASSTHRU_TEST_KILLS=$(or $(KILLS),500) ./start --test tests/kernel/test_takeover.py -k under_load -s --timeout=3600 $(ARGS)
 
 test-debug: debug
 	cd build/debug && PYTHONPATH=$(abspath build/debug) $(PYTEST)

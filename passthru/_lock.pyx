@@ -440,6 +440,7 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
     The source knows the holder as an open file description of ours: it is the one for which
     that very lock is not in the way. If several hold the same range for reading, each has another's in
     its way; then it is the one besides the asker, if there is but one. No more is asked than `probes`.
+    The asker is never in its own way: if the lock has just been given up, it would look so.
     """
     cdef Table *t = table_of(s, node)
     cdef Owner *o
@@ -453,7 +454,7 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
     spin_lock(&t.lock)  # F_OFD_GETLK of a local file does not wait
     o = t.first
     while o != NULL and not found and probes[0] and now_ns() < until:  # each goes along all locks of the file
-        if o.node == node and o.low <= fl.l_start and o.high >= end:
+        if o.node == node and o.owner != asker and o.low <= fl.l_start and o.high >= end:
             probes[0] -= 1
             probe = fl[0]
             probe.l_type = F_WRLCK
@@ -463,7 +464,7 @@ cdef bint holder(Server *s, uint32_t node, flock *fl, uint64_t asker, uint64_t *
                 found = True
                 owner[0] = o.owner
                 pid[0] = o.pid
-            elif o.owner != asker and fl.l_type == F_RDLCK:
+            elif fl.l_type == F_RDLCK:
                 likely += 1
                 owner[0] = o.owner
                 pid[0] = o.pid
