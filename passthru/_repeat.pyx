@@ -189,7 +189,9 @@ cdef int looked_up(Request *r, Slot *k) noexcept nogil:
     if name == NULL:
         return -EINVAL
     if t.kind == T_LIMBO:
-        return entry(r, limbo(), 0, True, False) if r.h.nodeid == FUSE_ROOT_ID and strcmp(name, limbo_name()) == 0 else -ENOENT
+        if r.h.nodeid != FUSE_ROOT_ID or strcmp(name, limbo_name()) != 0:
+            return -ENOENT
+        return entry(r, limbo(), 0, True, False)
     if r.h.nodeid == t.dir[0] and strcmp(name, t.name[0]) == 0:
         if t.kind == T_FILE or t.kind == T_DIRECTORY:
             return -ENOENT

@@ -20,7 +20,9 @@ cdef int walk(int root, char *path) noexcept nogil:
         slash = strchr(path, c'/')
         if slash != NULL:
             slash[0] = 0
-        below = -EINVAL if strcmp(path, "..") == 0 else sys_openat_here(fd, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        below = -EINVAL
+        if strcmp(path, "..") != 0:
+            below = sys_openat_here(fd, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         if fd != root:
             close(fd)
         if below < 0:
